@@ -34,20 +34,16 @@ log = structlog.stdlib.get_logger()
 
 
 class RedrivenLetter(NamedTuple):
-    """Say what became of one letter: we have carried out its plan, unless `error` says why not (yet).
+    """Say what became of one letter: we have carried out its plan, unless `error` says why not (yet)."""
 
-    `message` is None if a person has named the session.
-    """
-
-    message: Message | None
     letter: Letter
     step: LetterPlan
     error: str | None = None
 
     @property
     def is_gone(self) -> bool:
-        """Tell whether the message has left the DLQ."""
-        return self.step.action != "skip" and self.error is None
+        """Tell whether its message has left the DLQ."""
+        return bool(self.letter.receipt) and self.step.action != "skip" and self.error is None
 
 
 async def letters(messages: Sequence[Message], db: Database) -> list[Letter]:
@@ -82,31 +78,26 @@ async def redrive(
     Raises GenctlError when a dependency is away: the jobs that it has redriven run, the others stay in the
     DLQ.
     """
-    return await _carried_out(await chosen(messages, pipeline.db, choice), pipeline, terms, most)
+    meant = [letter for _, letter in await chosen(messages, pipeline.db, choice)]
+    return await retry(meant, pipeline, terms, most=most)
 
 
-async def retry(letters: Sequence[Letter], pipeline: Pipeline, terms: Terms) -> list[RedrivenLetter]:
-    """Give named sessions their next runs, by the rules of a redrive; return what became of each.
-
-    Raises GenctlError as redrive() does. A copy of the run before stays in the DLQ, and is stale.
-    """
-    return await _carried_out([(None, letter) for letter in letters], pipeline, terms, len(letters))
-
-
-async def _carried_out(
-    meant: Sequence[tuple[Message | None, Letter]], pipeline: Pipeline, terms: Terms, most: int
+async def retry(
+    letters: Sequence[Letter], pipeline: Pipeline, terms: Terms, *, most: int | None = None
 ) -> list[RedrivenLetter]:
-    steps = at_most(plan([letter for _, letter in meant], terms), most)
-    taken = [RedrivenLetter(*pair, step) for pair, step in zip(meant, steps, strict=True)]
+    """Give the sessions of letters their next runs, at most `most`; return what became of each letter.
+
+    Raises GenctlError as redrive() does. A copy that was not a letter here stays in the DLQ, and is stale.
+    """
+    steps = at_most(plan(letters, terms), len(letters) if most is None else most)
+    taken = [RedrivenLetter(*pair) for pair in zip(letters, steps, strict=True)]
     refused: dict[str | UUID, str] = {}
-    wanted = [result.letter.row for result in taken if result.step.action == "requeue" and result.letter.row]
+    wanted = [letter.row for letter, step, _ in taken if step.action == "requeue" and letter.row]
     queued = await _requeue(wanted, pipeline, terms, refused)
-    for nth, (_, letter, step, _) in enumerate(taken):
-        if (
-            step.action == "requeue" and letter.session_id not in queued
-        ):  # such as by another redrive meanwhile
+    for nth, (letter, step, _) in enumerate(taken):
+        if step.action == "requeue" and letter.session_id not in queued:
             why = refused.get(letter.user or "") or refused.get(letter.session_id or "")
-            taken[nth] = taken[nth]._replace(step=LetterPlan("skip", why or "could not be queued"))
+            taken[nth] = RedrivenLetter(letter, LetterPlan("skip", why or "could not be queued"))
     return await _sent_and_deleted(taken, queued, pipeline)
 
 
@@ -170,11 +161,11 @@ async def _sent_and_deleted(
         else result
         for result in results
     ]
-    done = [result.message for result in sent if result.is_gone and result.message]
-    errors = await pipeline.dlq.delete([message.receipt for message in done]) if done else []
-    for message, why in zip(done, errors, strict=True):
+    done = [result.letter for result in sent if result.is_gone]
+    errors = await pipeline.dlq.delete([letter.receipt for letter in done]) if done else []
+    for letter, why in zip(done, errors, strict=True):
         if why is not None:  # the copy is stale now, and the next redrive drops it
-            log.warning("redrive.delete.failed", messageId=message.message_id, error=why)
+            log.warning("redrive.delete.failed", messageId=letter.message_id, error=why)
     return sent
 
 
@@ -187,6 +178,7 @@ def unjoined(message: Message) -> Letter:
         session_id, run = job.session_id, number(said.get("run")) if job.run is None else job.run
     return Letter(
         message_id=message.message_id,
+        receipt=message.receipt,
         sent_at=message.sent_at,
         receive_count=message.receive_count,
         said=said,

@@ -183,7 +183,7 @@ def redrive(out: Output, *, choice: "Choice", errand: "Errand", **asked: Any) ->
         out.emit(done.shown(), rows=done.rows, columns=PLAN, answer=f"{done.answer()}\n{seen}")
         return
     terminal.note(seen)
-    out.emit(done.shown())
+    out.emit(done.tally)
     if locked := done.still_locked(out.again):
         raise locked
     if done.stopped or done.tally.failed:

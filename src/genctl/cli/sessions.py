@@ -153,7 +153,7 @@ def retry(out: Output, *, ids: tuple[str, ...], errand: "Errand", **asked: Any) 
     if isinstance(done, Plan):
         out.emit(done.shown(), rows=done.rows, columns=PLAN, answer=done.answer())
         return 0
-    out.emit(done.shown())
+    out.emit(done.tally)
     return int(bool(done.stopped) or done.tally.redriven < done.seen)
 
 

@@ -23,6 +23,7 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     message_id: str
+    receipt: str = ""  # deletes the message
     sent_at: datetime
     receive_count: int
     said: Mapping[str, str] = {}  # its attributes; the code `Unknown` if SQS has moved it without any

@@ -151,7 +151,7 @@ async def delete(
         if file and meant:
             file.write(meant)
         errors = await over.queue.delete([message.receipt for message in meant]) if meant else []
-        gone = [message for message, error in zip(meant, errors, strict=True) if error is None]
+        gone = [message.message_id for message, why in zip(meant, errors, strict=True) if why is None]
         over.forget(gone)
         done.meant += len(meant)
         done.discarded += len(gone)

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Self
@@ -117,31 +117,23 @@ class Plan(msgspec.Struct):
         return msgspec.structs.asdict(Tally(skipped=self.tally.skipped)) | {"plan": self.rows}
 
 
-class Redriven(msgspec.Struct, frozen=True):
+class Redriven(msgspec.Struct):
     """Say what a redrive did. `stopped` says why it ended early; `seen` of about `approximate` messages."""
 
-    tally: Tally
-    seen: int
-    approximate: int
+    tally: Tally = msgspec.field(default_factory=Tally)
+    seen: int = 0
+    approximate: int = 0
     stopped: str | None = None
-    locked: Mapping[str, int] = {}  # jobs that stay in the DLQ, by the user whose account is locked
+    locked: Counter[str] = msgspec.field(default_factory=Counter)  # jobs, by users whose accounts are locked
 
     def still_locked(self, again: Callable[..., str]) -> AccountLockedError | None:
-        """Make the error that names a locked user, and the command to run when the lock is gone.
-
-        `again` writes the command once more, with changed options: what chose and edited the jobs stays.
-        """
+        """Make the error that names a locked user; `again` writes the command for when the lock is gone."""
         if not self.locked:
             return None
         user = min(self.locked)
-        others = f"; {many(len(self.locked) - 1, 'other user')} likewise" if len(self.locked) > 1 else ""
-        left = f"{many(self.locked[user], 'job')} of user {user} left in the DLQ"
-        told = f"{left}: the account is locked by another transaction{others}"
-        return AccountLockedError(user, told, again(user=user, every=False, yes=None))
-
-    def shown(self) -> dict[str, Any]:
-        """Return what `-o json` prints."""
-        return msgspec.structs.asdict(self.tally)
+        others = f", and those of {len(self.locked) - 1} others" if len(self.locked) > 1 else ""
+        told = f"{many(self.locked.total(), 'job')} left in the DLQ: the account of user {user}{others}"
+        return AccountLockedError(user, f"{told} is locked by another transaction", again())
 
 
 class Redrive:
@@ -152,16 +144,14 @@ class Redrive:
         self.over = over
         self.options = options
         self.terms = terms
-        self.tally = Tally()
-        self.stopped: str | None = None
-        self._locked: Counter[str] = Counter()
+        self.done = Redriven()
         self._next_at = 0.0  # monotonic; with a rate
         self._most = options.most
         self._look_on = False  # past the last job, for stale copies
         self._left = 0  # jobs that the lanes may still redrive
         self._batch = min(BATCH, max(1, int(options.rate))) if options.rate else BATCH
         self._gate_read_at = 0.0
-        self._canary: dict[UUID, int] | None = None  # while we send it: its sessions and their new runs
+        self._canary: dict[UUID, int] = {}  # what ran last: its sessions and their new runs
 
     @classmethod
     @asynccontextmanager
@@ -198,7 +188,7 @@ class Redrive:
         """Return the options that another command needs to go on; None: this has redriven all it may."""
         if self.options.most is None:
             return {}
-        left = self.options.most - self.tally.redriven
+        left = self.options.most - self.done.tally.redriven
         return {"most": left} if left > 0 else None
 
     async def run(self, advance: Advance = lambda _: None, note: Note = lambda _: None) -> Redriven:
@@ -209,19 +199,17 @@ class Redrive:
         most = self._most
         try:
             if self.options.canary and not await self._gate_is_closed():
-                self._canary = {}
                 first = min(self.options.canary, ALL if most is None else most)
                 await self._lanes(first, advance)
                 most = most and most - first + self._left
-                if self._canary:
-                    note(f"waiting for {many(len(self._canary), 'job')} of the canary; a worker has to run")
-                await self._canary_lives()
+                await self._canary_lives(note)
             if not await self._gate_is_closed():
                 await self._lanes(most, advance, look_on=self._look_on)
         except BaseException:  # a signal, or a dependency that went away
-            note(f"until then: {self.tally.words()}; run it again to finish what was under way")
+            note(f"until then: {self.done.tally.words()}; run it again to finish what was under way")
             raise
-        return Redriven(self.tally, **self.over.counts, stopped=self.stopped, locked=dict(self._locked))
+        self.done = msgspec.structs.replace(self.done, **self.over.counts)
+        return self.done
 
     async def _lanes(self, most: int | None, advance: Advance, *, look_on: bool = False) -> None:
         """Redrive batches until the end of the pass or of `most`; several at once where there is no limit."""
@@ -246,47 +234,43 @@ class Redrive:
                 if self.options.rate:
                     self._next_at = time.monotonic() + (before - self._left) / self.options.rate
         except BaseException as error:
-            self.stopped = self.stopped or str(error)  # the other lanes finish their batches
+            self.done.stopped = self.done.stopped or str(error)  # the other lanes finish their batches
             raise
 
     def _count(self, fates: Sequence[RedrivenLetter]) -> None:
-        done = [fate.step for fate in fates if fate.error is None]
-        self.tally.add(done, failed=len(fates) - len(done))
-        self._locked.update(f.letter.user or "" for f in fates if f.step.why == ACCOUNT_LOCKED)
+        kept = [fate.step for fate in fates if fate.error is None]
+        self.done.tally.add(kept, failed=len(fates) - len(kept))
+        self.done.locked.update(letter.user or "" for letter, step, _ in fates if step.why == ACCOUNT_LOCKED)
         ran = [fate for fate in fates if fate.step.runs]
         self._left -= len(ran)
         if ran and all(fate.error for fate in ran):
-            self.stopped = f"no job could be sent ({ran[0].error}); they are owed, and the sweeper sends them"
-        if self._canary is not None:
-            self._canary |= {
-                fate.letter.row.id: fate.letter.row.run + (fate.step.action == "requeue")
-                for fate in ran
-                if fate.letter.row
-            }
-        self.over.forget(fate.message for fate in fates if fate.is_gone and fate.message)
+            told = f"no job could be sent ({ran[0].error}); they are owed, and the sweeper sends them"
+            self.done.stopped = told
+        if self.options.canary:
+            rows = [(letter.row, step.action == "requeue") for letter, step, _ in ran if letter.row]
+            self._canary |= {row.id: row.run + is_next for row, is_next in rows}
+        self.over.forget(fate.letter.message_id for fate in fates if fate.is_gone)
 
     async def _gate_is_closed(self) -> bool:
         if time.monotonic() - self._gate_read_at > GATE_S:
             self._gate_read_at = time.monotonic()
             now = await gate.read(self.pipeline.db, self.pipeline.tool.name)
-            if not now.is_open:
-                self.stopped = now.why_closed
-        return self.stopped is not None
+            self.done.stopped = self.done.stopped if now.is_open else now.why_closed
+        return self.done.stopped is not None
 
-    async def _canary_lives(self) -> None:
+    async def _canary_lives(self, note: Note) -> None:
         """Wait until the canary's runs have ended; a failed one stops the redrive."""
-        waiting, self._canary = self._canary or {}, None
+        waiting = self._canary
+        if waiting:
+            note(f"waiting for {many(len(waiting), 'job')} of the canary; a worker has to run")
         while waiting and not await self._gate_is_closed():
-            rows = await self.pipeline.db.rows("sessions", ids=list(waiting))
-            if gone := waiting.keys() - {row["id"] for row in rows}:
-                self.stopped = f"the canary is gone: session {next(iter(gone))}"
-                return
-            for row in rows:
-                if row["status"] == Status.FAILED or row["run"] > waiting[row["id"]]:
-                    self.stopped = f"the canary failed: session {row['id']}"
-                    return
-                if row["status"] == Status.COMPLETED:
-                    del waiting[row["id"]]
+            rows = {row["id"]: row for row in await self.pipeline.db.rows("sessions", ids=list(waiting))}
+            for id_, run in waiting.items():
+                row = rows.get(id_)
+                if row is None or row["status"] == Status.FAILED or row["run"] > run:
+                    self.done.stopped = f"the canary {'failed' if row else 'is gone'}: session {id_}"
+            ended = {id_ for id_, row in rows.items() if row["status"] == Status.COMPLETED}
+            waiting = {id_: run for id_, run in waiting.items() if id_ not in ended}
             await asyncio.sleep(POLL_S)
 
 
@@ -308,7 +292,7 @@ async def carry_out(settings: Settings, options: RedriveOptions, errand: Errand)
             if errand.confirm and (question := plan.question()):
                 errand.confirm(question)
             under_way.limit(plan)  # nothing asked: nothing to do, which the history tells too
-        async with recorded(db, errand, under_way.tally, tool=tool, left=under_way.options_left) as work:
+        async with recorded(db, errand, under_way.done.tally, tool=tool, left=under_way.options_left) as work:
             with errand.progress(over.approximate, "redrive") as advance:
                 done = await under_way.run(advance, errand.note)
             work.stop(done.stopped)

@@ -127,10 +127,10 @@ class Survey:
         until = time.monotonic() + LOOK_S
         self._hidden |= {m.message_id: (m.receipt, until) for m in messages}
 
-    def forget(self, messages: Iterable[Message]) -> None:
+    def forget(self, ids: Iterable[str]) -> None:
         """Forget messages that somebody has deleted."""
-        for message in messages:
-            self._hidden.pop(message.message_id, None)
+        for id_ in ids:
+            self._hidden.pop(id_, None)
 
     async def show(self) -> None:
         """Make the hidden messages visible, also when we are cancelled meanwhile, and start over."""
@@ -164,7 +164,7 @@ async def look(
                 break
         if taken := list(filter(take, seen)):
             await dlq.delete([message.receipt for message in taken])
-            survey.forget(taken)
+            survey.forget(message.message_id for message in taken)
         return seen
 
 
