@@ -9,7 +9,7 @@ from tests.path.test_redrive import failed, redriven
 
 from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError, Session, Status
-from genctl.edges.db import as_json
+from genctl.edges.db import Database, as_json
 from genctl.ledger import movement
 from genctl.ops import privacy, sampling
 from genctl.ops.bulk import Errand, history
@@ -129,17 +129,17 @@ async def test_an_erasure_that_was_cut_short_is_run_again_and_one_that_is_done_d
 ) -> None:
     monkeypatch.setattr(privacy, "PAGE", 2)
     sessions = [await failed(kit) for _ in range(5)]
-    original, calls = privacy._erase_sessions, 0
+    row, pages = Database.row, 0
 
-    async def cut(*args: Any) -> int:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
+    async def cut(db: Database, name: str, **params: Any) -> Any:
+        nonlocal pages
+        pages += name == "erase_sessions"
+        if pages == 3:
             raise GenctlError("DatabaseGone", "cut")
-        return await original(*args)
+        return await row(db, name, **params)
 
-    monkeypatch.setattr(privacy, "_erase_sessions", cut)
-    with pytest.raises(GenctlError, match="cut"):
+    with monkeypatch.context() as broken, pytest.raises(GenctlError, match="cut"):
+        broken.setattr(Database, "row", cut)
         await erased(kit)
     assert [bool((await kit.row(session)).erased_at) for session in sessions] == [True] * 4 + [False]
     assert (await erased(kit)).sessions == 1

@@ -89,34 +89,34 @@ def test_a_code_is_explained_with_its_family_its_status_or_as_our_own(
     code: str, provider: str | None, category: str, verdict: str, outcome: str, redrive: str
 ) -> None:
     found = explain(code, None, ())
-    assert (found.provider, found.category, found.verdict, found.outcome) == (
+    assert (found["provider"], found["category"], found["verdict"], found["outcome"]) == (
         provider, category, verdict, outcome,
     )  # fmt: skip
-    assert found.redrive.startswith(redrive)
-    assert found.rule == verdict
-    assert (found.delay is None) == (verdict == "fatal" or category == "internal")
-    assert found.user_message
+    assert found["redrive"].startswith(redrive)
+    assert found["rule"] == verdict
+    assert (found["delay"] is None) == (verdict == "fatal" or category == "internal")
+    assert found["userMessage"]
 
 
 def test_a_code_of_several_providers_is_explained_as_the_one_asked_for() -> None:
-    assert explain("content_policy_violation", None, ()).provider == "openai"
-    assert explain("content_policy_violation", "fal", ()).status == 422
+    assert explain("content_policy_violation", None, ())["provider"] == "openai"
+    assert explain("content_policy_violation", "fal", ())["status"] == 422
 
 
 def test_a_setting_that_changes_the_verdict_is_told_beside_the_rule() -> None:
     found = explain("SetLimitExceeded", None, ("advice",))
-    assert (found.verdict, found.rule, found.delay) == ("fatal", "retry", None)
+    assert (found["verdict"], found["rule"], found["delay"]) == ("fatal", "retry", None)
     found = explain("408", None, ("408=retry",))
-    assert (found.verdict, found.rule) == ("retry", "fatal")
-    assert found.delay
+    assert (found["verdict"], found["rule"]) == ("retry", "fatal")
+    assert found["delay"]
 
 
 def test_a_code_that_names_a_field_of_the_order_says_so() -> None:
-    assert "counts for the order's model" in (explain("ModelNotOpen", None, ()).note or "")
+    assert "counts for the order's model" in (explain("ModelNotOpen", None, ())["note"] or "")
 
 
 def test_a_code_that_is_told_apart_by_its_text_says_so() -> None:
-    assert "by its text: free trial used up (quota)" in (explain("QuotaExceeded", None, ()).note or "")
+    assert "by its text: free trial used up (quota)" in (explain("QuotaExceeded", None, ())["note"] or "")
 
 
 @pytest.mark.parametrize(
@@ -145,8 +145,8 @@ def test_a_code_that_comes_inside_a_200_is_explained_as_it_is_judged(
     rule = rule_of(told.get("code"), None, PROVIDERS[provider].rules)
     if rule and rule.inside:
         found = explain(told["code"], provider, ())
-        assert found.status == 200 == told["status"] // 100 * 100
-        assert found.outcome == told["outcome"]
+        assert found["status"] == 200 == told["status"] // 100 * 100
+        assert found["outcome"] == told["outcome"]
 
 
 def test_every_category_says_whether_a_redrive_helps() -> None:

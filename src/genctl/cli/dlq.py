@@ -124,13 +124,14 @@ def list_(out: Output, *, group_by: str | None, choice: "Choice") -> None:
     found = out.run(ops.look_at(out.settings, choice, terminal.progress))
     if found.warning:
         terminal.note(f"warning: {found.warning}")
-    seen = sampled(found.seen, found.approximate)
+    seen = sampled(**found.counts)
     if group_by:
         out.emit(ops.grouped(found.letters, group_by), columns=(group_by, "messages"), answer=seen)
         return
-    listed = found.listed()
-    rows = found.lines() if out.form in {"table", "csv"} else listed["messages"]
-    out.emit(listed, rows=rows, columns=COLUMNS, answer=seen)
+    rows = messages = [letter.item() for letter in found.letters]
+    if out.form in {"table", "csv"}:
+        rows = [x.item() | {"expiresAt": x.sent_at + found.kept} for x in found.letters]
+    out.emit(found.counts | {"messages": messages}, rows=rows, columns=COLUMNS, answer=seen)
 
 
 @dlq.command(tool=True, examples=("genctl dlq show 8bdb86ae", "genctl dlq show 3f2a -o json"))

@@ -42,6 +42,7 @@ def verdicts() -> None:
 
 @verdicts.command(
     "try",
+    within="5m",
     examples=(
         "genctl verdicts try",
         "genctl verdicts try --set SetLimitExceeded=fatal --set 408=retry",

@@ -4,15 +4,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
-
-import msgspec
 
 from genctl.base.person import Advance
 from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice, Letter
-from genctl.domain.model import GenctlError, camel, rfc3339
+from genctl.domain.model import GenctlError, camel
 from genctl.domain.timeline import hops
 from genctl.edges.db import Database
 from genctl.edges.sqs import Queue, Sqs
@@ -56,23 +54,13 @@ async def walk(
         advance(len(messages))
 
 
-class Listing(msgspec.Struct, frozen=True):
-    """Hold the chosen letters, oldest first, of `seen` messages of about `approximate`."""
+class Listing(NamedTuple):
+    """Hold the chosen letters, oldest first, and how many messages we saw of about how many."""
 
-    approximate: int
-    seen: int
     letters: list[Letter]
+    counts: dict[str, int]
     kept: timedelta  # how long SQS keeps messages
     warning: str | None
-
-    def listed(self) -> dict[str, Any]:
-        """Return what `-o json` prints."""
-        messages = [letter.item() for letter in self.letters]
-        return {"approximate": self.approximate, "seen": self.seen, "messages": messages}
-
-    def lines(self) -> list[dict[str, Any]]:
-        """Return the rows of the table, each with the time at which SQS drops the message."""
-        return [x.item() | {"expiresAt": rfc3339(x.sent_at + self.kept)} for x in self.letters]
 
 
 async def look_at(settings: Settings, choice: Choice, progress: Progress) -> Listing:
@@ -82,8 +70,7 @@ async def look_at(settings: Settings, choice: Choice, progress: Progress) -> Lis
             pages = walk(over, db, choice, advance, limit=MOST_AT_ONCE)
             found = [letter async for page in pages for _, letter in page]
         kept = timedelta(seconds=int(over.facts.get("MessageRetentionPeriod", 0)))
-        found.sort(key=lambda letter: letter.sent_at)
-        return Listing(**over.counts, letters=found, kept=kept, warning=over.warning)
+        return Listing(sorted(found, key=lambda letter: letter.sent_at), over.counts, kept, over.warning)
 
 
 async def shown(settings: Settings, text: str) -> dict[str, Any]:

@@ -51,21 +51,7 @@ REDRIVE = {
 }
 
 
-class Meaning(msgspec.Struct, rename="camel", kw_only=True):
-    """Say what a code means. `verdict` is in force; `rule` would be without the setting `verdicts`."""
-
-    code: str
-    provider: str | None
-    category: Category
-    verdict: str
-    rule: str
-    status: int | None
-    outcome: Outcome
-    delay: str | None
-    user_message: str
-    redrive: str
-    runbook: str | None
-    note: str | None = None
+Meaning = dict[str, Any]  # what a code means; `verdict` is in force, `rule` would be without the setting
 
 
 def explain(code: str, providers: Sequence[Provider], verdicts: Sequence[str]) -> Meaning:
@@ -109,8 +95,7 @@ def of_answer(
     failure = msgspec.structs.replace(verdict, user_message=details.user_message)
     base = classify(answer, provider, now=now, others=rules_of_others())
     found = _meaning(failure, provider.name, fatal=isinstance(base, Failure) and base.fatal)
-    return {
-        **msgspec.to_builtins(found),
+    return found | {
         "providerCode": details.provider_code,
         "providerMessage": details.provider_message,
         "providerBody": details.provider_body,
@@ -155,20 +140,20 @@ def _meaning(failure: Failure, provider: str | None, *, fatal: bool, note: str |
     """Put a meaning together; `fatal` is the base rule's verdict."""
     internal = failure.category is Category.INTERNAL
     runbook = FIXED if internal else OUTAGE
-    return Meaning(
-        code=failure.code,
-        provider=provider,
-        category=failure.category,
-        verdict=VERDICTS[failure.fatal],
-        rule=VERDICTS[fatal],
-        status=failure.provider_status,
-        outcome=failure.outcome,
-        delay=None if failure.fatal or internal else _delay(failure),
-        user_message=failure.user_message,
-        redrive="no: there is no job to make" if internal and failure.fatal else REDRIVE[failure.category],
-        runbook=None if failure.category in NO_INCIDENT else runbook,
-        note=note,
-    )
+    return {
+        "code": failure.code,
+        "provider": provider,
+        "category": failure.category,
+        "verdict": VERDICTS[failure.fatal],
+        "rule": VERDICTS[fatal],
+        "status": failure.provider_status,
+        "outcome": failure.outcome,
+        "delay": None if failure.fatal or internal else _delay(failure),
+        "userMessage": failure.user_message,
+        "redrive": "no: there is no job to make" if internal and failure.fatal else REDRIVE[failure.category],
+        "runbook": None if failure.category in NO_INCIDENT else runbook,
+        "note": note,
+    }
 
 
 def _delay(failure: Failure) -> str:

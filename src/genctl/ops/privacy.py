@@ -5,11 +5,9 @@ interrupts it runs it again, and it finds nothing left to do in what it has eras
 """
 
 import shlex
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from itertools import groupby
 from typing import Any
-from uuid import UUID
 
 import msgspec
 
@@ -38,6 +36,7 @@ FACTS = (  # that stay of an event, where they are a single value
     *("outcome", "providerStatus", "refundedCredits", "requestId", "reserved", "run", "status", "worker"),
 )
 NESTED = ("details", "was")  # of an event: error_details, of which the same stays
+OF_MESSAGE = ("message_id", "sent_at", "body", "attributes")
 STREAMS = {"movement": "movements_of", "refusedValue": "traits_of_user"}  # a record for each row
 KEPT = {"details": DETAILS, "facts": [*FACTS], "nested": [*NESTED], "instead": as_json(SAID)}
 
@@ -64,13 +63,12 @@ async def export(settings: Settings, user: str, put: Put, note: Note) -> None:
     Raises GenctlError: exit 4 when nobody has that name, 3 when a dependency does not answer.
     """
     async with _opened(settings) as (db, dlqs):
-        found = await _known(db, user)
+        await _known(db, user)
         account = await db.row("credits_of", user=user)
         put({"record": "account"} | camel(account or {"user_id": user, "balance": 0, "held": 0}))
-        for ids in _pages(found):
-            for record in await _sessions(db, ids, note):
-                put(record)
         async with db.snapshot() as rows:
+            async for row in rows("stored_sessions", user=user):
+                put({"record": "session"} | _session(row, note))
             for kind, name in STREAMS.items():
                 async for row in rows(name, user=user):
                     put({"record": kind} | camel(row))
@@ -78,13 +76,9 @@ async def export(settings: Settings, user: str, put: Put, note: Note) -> None:
             async with _surveyed(dlq, note) as over:
                 async for pairs in walk(over, db, Choice(user=user), lambda _: None, wait_s=1):
                     for message, letter in pairs:
-                        sent = {
-                            "messageId": message.message_id,
-                            "sentAt": message.sent_at,
-                            "body": message.body,
-                        }
-                        about = {"queue": dlq.name, "sessionId": letter.session_id}
-                        put({"record": "message"} | sent | about | {"attributes": message.attributes})
+                        row = {"queue": dlq.name, "session_id": letter.session_id}
+                        row |= {name: getattr(message, name) for name in OF_MESSAGE}
+                        put({"record": "message"} | camel(row))
 
 
 async def erase(settings: Settings, user: str, errand: Errand) -> Erased | dict[str, int]:
@@ -106,8 +100,14 @@ async def erase(settings: Settings, user: str, errand: Errand) -> Erased | dict[
             errand.confirm(f"Erase what {many(found['sessions'], 'session')} of {user} say, for good?")
         async with recorded(db, errand, done) as work:
             with errand.progress(found["sessions"], "erase") as advance:
-                for ids in _pages(found):
-                    advance(await _erase_sessions(db, ids, done))
+                for first in range(0, len(found["ids"]), PAGE):
+                    page = (
+                        await db.row("erase_sessions", ids=found["ids"][first : first + PAGE], **KEPT) or {}
+                    )
+                    done.sessions += page["erased"]
+                    done.live += page["live"]
+                    done.locked += page["locked"]
+                    advance(page["erased"])
             done.values = await _count(db, "erase_traits", user=user)
             for dlq in dlqs:  # no redrive runs their sessions again, and a body may hold a prompt
                 gone = Discarded()
@@ -126,7 +126,7 @@ async def erase(settings: Settings, user: str, errand: Errand) -> Erased | dict[
 @asynccontextmanager
 async def _opened(settings: Settings) -> AsyncIterator[tuple[Database, list[Queue]]]:
     """Connect to the database and the DLQ of each installed tool that has one. Raises GenctlError, exit 3."""
-    async with Database.open(settings.dsn(), size=2) as db, await Sqs.connect(settings) as sqs:
+    async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
         dlqs = []
         for tool in Tools.of(settings):
             queue, dlq = settings.queue_of(tool.name), settings.dlq_of(tool.name)
@@ -156,39 +156,10 @@ async def _known(db: Database, user: str) -> Row:
     return row
 
 
-def _pages(found: Row) -> Iterator[list[UUID]]:
-    for first in range(0, len(found["ids"]), PAGE):
-        yield found["ids"][first : first + PAGE]
-
-
-async def _sessions(db: Database, ids: Sequence[UUID], note: Note) -> list[dict[str, Any]]:
-    """Make the records of a page of sessions, each with its reservations and its trace."""
-    events = _by_session(await db.rows("events_of_sessions", ids=ids))
-    held = _by_session(await db.rows("reservations_of_sessions", ids=ids))
-    records = []
-    for row in await db.rows("stored_sessions", ids=ids):
-        session = Session.readable(row, lambda odd, why: note(f"cannot read session {odd} whole: {why}"))
-        more = {name: row[name] for name in ("params", "idempotency_key", "erased_at")}
-        lists = {"reservations": held.get(row["id"], []), "trace": events.get(row["id"], [])}
-        records.append(
-            {"record": "session"} | (session.item() if session else camel(row)) | camel(more) | lists
-        )
-    return records
-
-
-def _by_session(rows: Iterable[Row]) -> dict[UUID, list[dict[str, Any]]]:
-    """Group rows, which are in the order of their sessions."""
-    return {id_: [camel(row) for row in some] for id_, some in groupby(rows, lambda row: row["session_id"])}
-
-
-async def _erase_sessions(db: Database, ids: Sequence[UUID], done: Erased) -> int:
-    """Erase a page of sessions, and return how many were erased now."""
-    row = await db.row("erase_sessions", ids=ids, **KEPT)
-    assert row  # noqa: S101 - it counts
-    done.sessions += row["erased"]
-    done.live += row["live"]
-    done.locked += row["locked"]
-    return int(row["erased"])
+def _session(row: Row, note: Note) -> dict[str, Any]:
+    session = Session.readable(row, lambda odd, why: note(f"cannot read session {odd} whole: {why}"))
+    more = {name: row[name] for name in ("params", "idempotency_key", "erased_at", "reservations", "trace")}
+    return (session.item() if session else camel(row)) | camel(more)
 
 
 async def _count(db: Database, name: str, **facts: Any) -> int:

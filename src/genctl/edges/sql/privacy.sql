@@ -1,25 +1,22 @@
--- What is stored about one user, to hand it out or to erase it (genctl.ops.privacy). Each statement is about a page of
--- sessions, so that a user with millions of them locks few rows at a time.
+-- What is stored about one user, to hand it out or to erase it (genctl.ops.privacy). An erasure takes a page of
+-- sessions at a time, so that a user with millions of them locks few rows at a time.
 
 -- name: stored_sessions
--- Reads sessions in this order, whole.
+-- Reads a user's sessions whole, oldest first, each with the reservations of its runs and its trace.
 select {session s}, now() as read_at, s.idempotency_key, r.amount as reserved,
-  case r.status when 'released' then r.amount else 0 end as refunded
-from unnest(%(ids)s::uuid[]) with ordinality as i(id, nth) join generation_sessions s on s.id = i.id
-left join credit_reservations r on r.id = s.reservation_id
-order by i.nth
-
--- name: events_of_sessions
--- Reads the traces of sessions.
-select e.session_id, e.run, e.kind, e.at, e.data
-from unnest(%(ids)s::uuid[]) as i(id) join session_events e on e.session_id = i.id
-order by e.session_id, e.id
-
--- name: reservations_of_sessions
--- Reads the reservations of all runs of sessions.
-select r.id, r.session_id, r.run, r.amount, r.status, r.created_at, r.released_at, r.captured_at
-from unnest(%(ids)s::uuid[]) as i(id) join credit_reservations r on r.session_id = i.id
-order by r.session_id, r.run
+  case r.status when 'released' then r.amount else 0 end as refunded,
+  coalesce((
+    select json_agg(json_build_object('id', h.id, 'sessionId', h.session_id, 'run', h.run, 'amount', h.amount,
+      'status', h.status, 'createdAt', to_char(h.created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
+      'releasedAt', to_char(h.released_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
+      'capturedAt', to_char(h.captured_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')) order by h.run)
+    from credit_reservations h where h.session_id = s.id), '[]') as reservations,
+  coalesce((
+    select json_agg(json_build_object('sessionId', e.session_id, 'run', e.run, 'kind', e.kind,
+      'at', to_char(e.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'), 'data', e.data) order by e.id)
+    from session_events e where e.session_id = s.id), '[]') as trace
+from generation_sessions s left join credit_reservations r on r.id = s.reservation_id
+where s.user_id = %(user)s order by s.created_at, s.id
 
 -- name: movements_of
 -- Reads a user's movements of credits, oldest first.
