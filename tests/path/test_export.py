@@ -20,7 +20,7 @@ from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError
 from genctl.edges.sqs_shapes import Attribute, Message
 from genctl.ops import export as ops
-from genctl.ops.export import Export, new_file
+from genctl.ops.export import new_file, write
 from genctl.ops.sampling import Survey
 
 
@@ -69,7 +69,7 @@ async def test_what_is_discarded_is_in_the_file(kit: Kit, tmp_path: Path) -> Non
         with new_file(path, again) as file:
             done = ops.Discarded()
             choice = Choice(code="MalformedMessage")
-            await ops.delete(over, kit.db, choice, Export(file), lambda _: None, done)
+            await ops.delete(over, kit.db, choice, file, lambda _: None, done)
     assert done == ops.Discarded(1, 1)
     assert [line["body"] for line in lines(path)] == ["poison"]
     assert [copy.attributes["code"] for copy in await kit.copies()] == ["InvalidParameter"]
@@ -83,7 +83,7 @@ async def test_a_disk_that_takes_no_more_is_told_and_nothing_is_deleted(kit: Kit
             with new_file(tmp_path / "x.jsonl", again) as file:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
                 try:
-                    await ops.delete(over, kit.db, Choice(), Export(file), lambda _: None, ops.Discarded())
+                    await ops.delete(over, kit.db, Choice(), file, lambda _: None, ops.Discarded())
                 finally:
                     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.exit_code == 3
@@ -104,9 +104,8 @@ def test_a_compressed_file_that_was_cut_holds_its_whole_batches(
     path = tmp_path_factory.mktemp("cut") / "x.jsonl.gz"
     ends, numbers = list[int](), iter(range(1, 100))
     with new_file(path, again) as file:
-        export = Export(file)
         for size in batches:
-            export.write([message(next(numbers)) for _ in range(size)])
+            write(file, [message(next(numbers)) for _ in range(size)])
             ends.append(path.stat().st_size)
     whole = path.read_bytes()
     torn = whole[: int(len(whole) * cut)]

@@ -16,8 +16,7 @@ from genctl.base.settings import Settings
 from genctl.domain.classify import rule_of
 from genctl.domain.model import Answer, Category, GenctlError
 from genctl.ops import meaning
-from genctl.ops.meaning import Meaning
-from genctl.ops.recorded import RecordedAnswer, answer_of
+from genctl.ops.meaning import Meaning, RecordedAnswer, answer_of
 from genctl.tools.found import Tools
 
 NOW = datetime(2025, 11, 2, 10, 11, 12, tzinfo=UTC)

@@ -23,7 +23,7 @@ from genctl.domain.verdicts import (
     Trial,
     judged_again,
 )
-from genctl.ops.recorded import RecordedAnswer
+from genctl.ops.meaning import RecordedAnswer
 from genctl.ops.verdicts import merged
 
 ID = UUID(int=7)

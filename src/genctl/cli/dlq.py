@@ -10,7 +10,7 @@ import click
 
 from genctl.cli import complete, terminal
 from genctl.cli.command import WHEN, Group, Rate, again_options
-from genctl.cli.errand import errand_options
+from genctl.cli.errand import DRY_RUN, errand_options
 from genctl.cli.output import Output
 from genctl.domain.model import Category
 
@@ -181,7 +181,7 @@ def redrive(out: Output, *, choice: "Choice", errand: "Errand", **asked: Any) ->
     done = out.run(carry_out(out.settings, options, errand))
     seen = sampled(done.seen, done.approximate)
     if isinstance(done, Plan):
-        out.emit(done.shown(), rows=done.rows, columns=PLAN, answer=f"{done.answer()}\n{seen}")
+        out.emit(done.shown(), rows=done.rows, columns=PLAN, answer=f"{DRY_RUN}{done.words()}\n{seen}")
         return
     terminal.note(seen)
     out.emit(done.tally)

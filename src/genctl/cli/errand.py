@@ -10,6 +10,7 @@ from genctl.cli import terminal
 from genctl.cli.command import yes_option
 from genctl.cli.output import Output
 
+DRY_RUN = "redriven: 0 (dry run)\nplanned: "
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what it would do, and do nothing.")
 
 

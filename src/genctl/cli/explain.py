@@ -61,10 +61,10 @@ def classify(out: Output, file: BinaryIO, *, provider: str | None, status: int |
     """
     from datetime import UTC, datetime
 
-    from genctl.ops import meaning, recorded
+    from genctl.ops import meaning
 
     whose = _provider(out, provider)
-    answer = recorded.answer_of(file.read(MOST_BYTES), whose, status)
+    answer = meaning.answer_of(file.read(MOST_BYTES), whose, status)
     out.emit(meaning.of_answer(answer, whose, out.settings.verdicts, datetime.now(UTC)))
 
 

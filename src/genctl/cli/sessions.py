@@ -7,7 +7,7 @@ import click
 
 from genctl.cli import complete, terminal
 from genctl.cli.command import DURATION, WHEN, Group, again_options
-from genctl.cli.errand import errand_options
+from genctl.cli.errand import DRY_RUN, errand_options
 from genctl.cli.formats import prose
 from genctl.cli.output import Output, write
 
@@ -151,7 +151,7 @@ def retry(out: Output, *, ids: tuple[str, ...], errand: "Errand", **asked: Any) 
 
     done = out.run(retry_named(out.settings, ids, RedriveOptions(named=True, **asked), errand))
     if isinstance(done, Plan):
-        out.emit(done.shown(), rows=done.rows, columns=PLAN, answer=done.answer())
+        out.emit(done.shown(), rows=done.rows, columns=PLAN, answer=DRY_RUN + done.words())
         return 0
     out.emit(done.tally)
     return int(bool(done.stopped) or done.tally.redriven < done.seen)

@@ -52,23 +52,14 @@ class Errand(msgspec.Struct, frozen=True):
             raise GenctlError("BadReason", told, "say in a sentence why: the history keeps it", exit_code=2)
 
 
-class BulkWork(msgspec.Struct):
-    """Hold why work ends early, if it does."""
-
-    stopped: str | None = None
-
-    def stop(self, why: str | None) -> None:
-        """Say why it ends early, if it does."""
-        self.stopped = why
-
-
 @asynccontextmanager
 async def recorded(
     db: Database, errand: Errand, counts: msgspec.Struct, *, tool: str | None = None, left: Left = dict
-) -> AsyncIterator[BulkWork]:
-    """Keep a row of the history while the body works; the body updates `counts`.
+) -> AsyncIterator[Callable[[str | None], None]]:
+    """Keep a row of the history while the body works, unless that is a dry run; the body updates `counts`.
 
-    `left` tells which options the command needs that goes on. The row has the last `counts` of a killed one.
+    Yield a function by which the body says why it ends early, if it does. `left` tells which options the
+    command needs that goes on. The row has the last `counts` of a killed one.
     Raises GenctlError (exit 3) before the body begins where the history cannot be written.
     """
 
@@ -86,13 +77,18 @@ async def recorded(
             with suppress(GenctlError):  # the work itself finds out
                 await touch()
 
+    reasons: list[str | None] = [None]
+    if errand.dry_run:
+        yield reasons.append
+        return
     asked = {"command": errand.command, "tool": tool, "who": who(), "reason": errand.reason}
     (begun,) = await db.rows("begin_bulk_work", again=again(), keep_s=KEPT_S, **asked)
     living = asyncio.create_task(live())
-    ending, why, work = "interrupted", None, BulkWork()
+    ending, why = "interrupted", None
     try:
-        yield work
-        ending, why = ("stopped", work.stopped) if work.stopped else ("done", None)
+        yield reasons.append
+        why = reasons[-1]
+        ending = "stopped" if why else "done"
     except GenctlError as error:
         ending, why = "failed", error.message
         raise

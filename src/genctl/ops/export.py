@@ -45,23 +45,12 @@ def new_file(path: Path, again: Callable[..., str]) -> Iterator[IO[bytes]]:
         raise GenctlError("CannotWrite", told, again(path=_another(path, Path(gettempdir())))) from None
 
 
-class Export:
-    """Write messages to a new file."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.written = 0
-        self._file = file
-        self._is_gzip = Path(file.name).suffix == ".gz"
-        if self._is_gzip:
-            file.write(gzip.compress(b""))  # an empty export is gzip too
-
-    def write(self, messages: Sequence[Message]) -> None:
-        """Write the messages, and sync the file. Raises OSError."""
-        text = b"".join(map(_line, messages))
-        self._file.write(gzip.compress(text) if self._is_gzip else text)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.written += len(messages)
+def write(file: IO[bytes], messages: Sequence[Message]) -> None:
+    """Write the messages, and sync the file; one whose name ends with .gz is compressed. Raises OSError."""
+    text = b"".join(map(_line, messages))
+    file.write(gzip.compress(text) if file.name.endswith(".gz") else text)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 async def export(
@@ -71,12 +60,14 @@ async def export(
 
     Raises GenctlError.
     """
+    count = 0
     async with opened(settings, bounded=True) as (db, over):
         with new_file(path, again) as file, progress(over.approximate, "export") as advance:
-            to = Export(file)
+            write(file, ())  # an empty export is gzip too
             async for pairs in walk(over, db, choice, advance, wait_s=1):
-                to.write([message for message, _ in pairs])
-        return {"exported": to.written, **over.counts, "file": path}
+                write(file, [message for message, _ in pairs])
+                count += len(pairs)
+        return {"exported": count, **over.counts, "file": path}
 
 
 class Discarded(msgspec.Struct):
@@ -94,9 +85,7 @@ async def discard(settings: Settings, choice: Choice, path: Path | None, errand:
     async with opened(settings, bounded=True) as (db, over):
         seen, most, done = 0, None, Discarded()
         if errand.dry_run or errand.confirm:
-            seen, most, active = await _counted(
-                over, db, choice
-            )  # we delete no more than the person agrees to
+            seen, most, active = await _counted(over, db, choice)  # no more than the person agrees to
             found = {"meant": most, "discarded": 0, "seen": seen, "approximate": over.counts["approximate"]}
             if errand.dry_run:
                 _tell_nothing(most, over, seen, errand)
@@ -106,7 +95,7 @@ async def discard(settings: Settings, choice: Choice, path: Path | None, errand:
         again = {"path": None}
         async with recorded(db, errand, done, tool=settings.tool, left=lambda: again):
             with ExitStack() as files, errand.progress(over.approximate, "discard") as advance:
-                to = Export(files.enter_context(new_file(path, errand.again))) if path else None
+                to = files.enter_context(new_file(path, errand.again)) if path else None
                 await delete(over, db, choice, to, advance, done, most)
         if path and not done.meant:
             path.unlink()
@@ -140,7 +129,7 @@ async def delete(
     over: Survey,
     db: Database,
     choice: Choice,
-    file: Export | None,
+    file: IO[bytes] | None,
     advance: Advance,
     done: Discarded,
     most: int | None = None,
@@ -149,7 +138,7 @@ async def delete(
     async for pairs in walk(over, db, choice, advance, wait_s=1):
         meant = [message for message, _ in pairs][: None if most is None else most - done.meant]
         if file and meant:
-            file.write(meant)
+            write(file, meant)
         errors = await over.queue.delete([message.receipt for message in meant]) if meant else []
         gone = [message.message_id for message, why in zip(meant, errors, strict=True) if why is None]
         over.forget(gone)

@@ -7,7 +7,7 @@ knows a copy by its session and run, and any other message by its body and attri
 import gzip
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -74,13 +74,18 @@ class Import:
                 advance(len(messages))
         await self._over.show()
 
-    async def take(self, lines: Sequence[Numbered]) -> None:
-        """Send the messages of these lines that have to go back. Raises GenctlError, exit 3."""
+    async def send(self, path: Path, total: int) -> None:
+        """Send the messages of the file that have to go back. Raises GenctlError, exit 3."""
+        with self._errand.progress(total, "import") as advance:
+            numbered = read(path)
+            while lines := list(islice(numbered, BATCH)):
+                await self._take(lines)
+                advance(len(lines))
+
+    async def _take(self, lines: Sequence[Numbered]) -> None:
         found = {line.line: line.message for line in lines if line.message}
-        for line in lines:
-            if line.message is None:
-                self.counts.unreadable += 1
-                self._tell(line.line, line.why)
+        self._tell({line.line: line.why for line in lines if not line.message})
+        self.counts.unreadable += len(lines) - len(found)
         chosen: dict[int, Outgoing] = {}
         joined = await letters([*found.values()], self._db)
         for (number, message), letter in zip(found.items(), joined, strict=True):
@@ -91,15 +96,17 @@ class Import:
         self.counts.meant += len(chosen)
         if self._errand.dry_run or not chosen:
             return
-        results = await self._over.queue.send([*chosen.values()])
-        for number, result in zip(chosen, results, strict=True):
-            self.counts.imported += result.error is None
-            self.counts.failed += result.error is not None
-            if result.error is not None:
-                self._tell(number, f"SQS did not take it: {result.error}")
+        results = zip(chosen, await self._over.queue.send([*chosen.values()]), strict=True)
+        failed = {
+            number: f"SQS did not take it: {result.error}" for number, result in results if result.error
+        }
+        self._tell(failed)
+        self.counts.failed += len(failed)
+        self.counts.imported += len(chosen) - len(failed)
 
-    def _tell(self, line: int, why: str) -> None:
-        self._errand.note(f"line {line}: {why}")
+    def _tell(self, whys: Mapping[int, str]) -> None:
+        for line, why in whys.items():
+            self._errand.note(f"line {line}: {why}")
 
     def _objection(self, message: Message, letter: Letter) -> str | None:
         """Say why the message does not go back; None: it does."""
@@ -135,20 +142,9 @@ async def carry_out(settings: Settings, path: Path, errand: Errand) -> Imported:
     async with opened(settings, bounded=True) as (db, over):
         one = Import(db, over, settings, errand)
         await one.look()
-        if errand.dry_run:
-            await _through(one, path, total, errand)
-        else:
-            async with recorded(db, errand, one.counts, tool=settings.tool):
-                await _through(one, path, total, errand)
+        async with recorded(db, errand, one.counts, tool=settings.tool):
+            await one.send(path, total)
         return one.counts
-
-
-async def _through(one: Import, path: Path, total: int, errand: Errand) -> None:
-    with errand.progress(total, "import") as advance:
-        numbered = read(path)
-        while lines := list(islice(numbered, BATCH)):
-            await one.take(lines)
-            advance(len(lines))
 
 
 def _check(path: Path) -> int:

@@ -56,16 +56,15 @@ async def retry_named(
         planned.add(letters, at_most(plan(letters, terms), count))
         if errand.dry_run:
             return planned
-        if errand.confirm and (question := planned.question()):
-            errand.confirm(question)
+        planned.ask(errand)
         done, rest = Tally(), [str(letter.session_id) for letter in letters]
-        left = {"ids": rest}
-        async with recorded(db, errand, done, tool=tool, left=lambda: left if rest else None) as work:
+        left, stopped = {"ids": rest}, None
+        async with recorded(db, errand, done, tool=tool, left=lambda: left if rest else None) as stop:
             for first in range(0, count, BATCH):
                 now = await gate.read(db, tool)
                 if not now.is_open:
-                    work.stop(now.why_closed)
-                    errand.note(f"stopped: {now.why_closed}; run it again to go on")
+                    stop(stopped := now.why_closed)
+                    errand.note(f"stopped: {stopped}; run it again to go on")
                     break
                 fates = await retry(letters[first : first + BATCH], pipeline, terms)
                 del rest[:BATCH]
@@ -74,7 +73,7 @@ async def retry_named(
                 for fate in fates:
                     if fate.error or fate.step.action == "skip":
                         errand.note(f"session {fate.letter.session_id}: {fate.error or fate.step.why}")
-        return Redriven(done, count, count, work.stopped)
+        return Redriven(done, count, count, stopped)
 
 
 async def cancel_named(settings: Settings, ids: Sequence[str], errand: Errand) -> Cancelled:

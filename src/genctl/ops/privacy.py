@@ -98,7 +98,7 @@ async def erase(settings: Settings, user: str, errand: Errand) -> Erased | dict[
             raise GenctlError("SessionsLive", told, fix, exit_code=1)
         if errand.confirm:
             errand.confirm(f"Erase what {many(found['sessions'], 'session')} of {user} say, for good?")
-        async with recorded(db, errand, done) as work:
+        async with recorded(db, errand, done) as stop:
             with errand.progress(found["sessions"], "erase") as advance:
                 for first in range(0, len(found["ids"]), PAGE):
                     page = (
@@ -118,8 +118,8 @@ async def erase(settings: Settings, user: str, errand: Errand) -> Erased | dict[
             named = {"pattern": pattern, "uuid": UUID_SHAPE, "silent_s": SILENT_S}
             done.commands = await _count(db, "erase_bulk_work", user=user, **named)
             if left := done.live + done.locked:
-                work.stop(f"{many(left, 'session')} began meanwhile or are locked")
-                errand.note(f"{work.stopped}: run it again")
+                stop(why := f"{many(left, 'session')} began meanwhile or are locked")
+                errand.note(f"{why}: run it again")
     return done
 
 

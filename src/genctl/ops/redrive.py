@@ -88,29 +88,22 @@ class Plan(msgspec.Struct):
         """Return the rows of those that would run."""
         return [row for row in self.rows if row["action"] in {"requeue", "resend"}]
 
-    def question(self) -> str | None:
-        """Write the question for a person, with numbers and credits; None: there is nothing to do."""
-        return f"{planned[0].upper()}{planned[1:]}?{self._left()}" if (planned := self._planned()) else None
-
-    def answer(self) -> str:
-        """Say in words what the plan comes to: nothing is done, and what a redrive would do."""
-        return f"redriven: 0 (dry run)\nplanned: {self._planned() or 'nothing to redrive'}.{self._left()}"
-
-    def _planned(self) -> str | None:
-        if not self.runs and not self.tally.stale:
-            return None
-        users = len({row["userId"] for row in self.runs})
-        reserved = sum(row["credits"] for row in self.runs)
+    def words(self) -> str:
+        """Say what it comes to, with numbers and credits, and what it leaves."""
+        users, reserved = len({row["userId"] for row in self.runs}), sum(row["credits"] for row in self.runs)
+        jobs = f"{many(self.tally.redriven, 'job')} of {many(users, 'user')}"
         edit = f", edited by {', '.join(self.edits)}" if self.edits else ""
-        return (
-            f"redrive {many(self.tally.redriven, 'job')} of {many(users, 'user')}, reserving"
-            f" {many(reserved, 'credit')} again{edit}"
-            + (f", and drop {self.tally.stale} stale copies" if self.tally.stale else "")
-        )
+        return "; ".join([
+            *([f"redrive {jobs}, reserving {many(reserved, 'credit')} again{edit}"] if self.runs else []),
+            *([f"drop {self.tally.stale} stale copies"] if self.tally.stale else []),
+            *(f"leave {count} {why}" for why, count in sorted(self.tally.skipped.items())),
+        ]) or "nothing to redrive"  # fmt: skip
 
-    def _left(self) -> str:
-        left = ", ".join(f"{count} {why}" for why, count in sorted(self.tally.skipped.items()))
-        return f" Left where they are: {left}." if left else ""
+    def ask(self, errand: Errand) -> None:
+        """Ask the person whether that is what they want, where there is something to do."""
+        if errand.confirm and (self.runs or self.tally.stale):
+            words = self.words()
+            errand.confirm(f"{words[0].upper()}{words[1:]}?")
 
     def shown(self) -> dict[str, Any]:
         """Return what `--dry-run -o json` prints: nothing is done, and what a redrive would do."""
@@ -289,13 +282,12 @@ async def carry_out(settings: Settings, options: RedriveOptions, errand: Errand)
             if errand.dry_run:
                 _tell_nothing(plan, over, errand)
                 return plan
-            if errand.confirm and (question := plan.question()):
-                errand.confirm(question)
+            plan.ask(errand)
             under_way.limit(plan)  # nothing asked: nothing to do, which the history tells too
-        async with recorded(db, errand, under_way.done.tally, tool=tool, left=under_way.options_left) as work:
+        async with recorded(db, errand, under_way.done.tally, tool=tool, left=under_way.options_left) as stop:
             with errand.progress(over.approximate, "redrive") as advance:
                 done = await under_way.run(advance, errand.note)
-            work.stop(done.stopped)
+            stop(done.stopped)
         if done.stopped:
             errand.note(f"stopped: {done.stopped}; run it again to go on")
         else:
