@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests.kit import Kit, until
-from tests.path.test_redrive import failed
+from tests.path.test_redrive import failed, few_calls_at_once  # noqa: F401 (a fixture)
 
 from genctl.cli.command import typed_again
 from genctl.cli.dlq import redrive as redrive_command

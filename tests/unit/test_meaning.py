@@ -23,7 +23,7 @@ NOW = datetime(2025, 11, 2, 10, 11, 12, tzinfo=UTC)
 PROVIDERS = Tools.of(Settings()).providers
 ARK_ID = "021762078271000d6f8e1a2b3c4d5e6f708192a3b4c5d6e7f8091"
 CORPUS = [
-    pytest.param(path.stem, line, id=f"{path.stem}: {line.name}")
+    (path.stem, line)
     for path in sorted((Path(__file__).parents[1] / "corpus").glob("*.jsonl"))
     for line in msgspec.json.Decoder(RecordedAnswer).decode_lines(path.read_bytes())
 ]
@@ -136,16 +136,14 @@ def test_nobodys_code_is_not_found_and_a_slip_of_the_pen_is_named(code: str, fix
     assert (caught.value.exit_code, caught.value.fix) == (4, fix)
 
 
-@pytest.mark.parametrize(("provider", "line"), CORPUS)
-def test_a_code_that_comes_inside_a_200_is_explained_as_it_is_judged(
-    provider: str, line: RecordedAnswer
-) -> None:
-    told = meaning.of_answer(line.answer(), PROVIDERS[provider], (), NOW)
-    rule = rule_of(told.get("code"), None, PROVIDERS[provider].rules)
-    if rule and rule.inside:
-        found = explain(told["code"], provider, ())
-        assert found["status"] == 200 == told["status"] // 100 * 100
-        assert found["outcome"] == told["outcome"]
+def test_a_code_that_comes_inside_a_200_is_explained_as_it_is_judged() -> None:
+    for provider, line in CORPUS:
+        told = meaning.of_answer(line.answer(), PROVIDERS[provider], (), NOW)
+        rule = rule_of(told.get("code"), None, PROVIDERS[provider].rules)
+        if rule and rule.inside:
+            found = explain(told["code"], provider, ())
+            assert found["status"] == 200 == told["status"] // 100 * 100, (provider, line.name)
+            assert found["outcome"] == told["outcome"], (provider, line.name)
 
 
 def test_every_category_says_whether_a_redrive_helps() -> None:

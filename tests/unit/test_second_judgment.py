@@ -8,7 +8,8 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.test_classify import CORPUS, NOW, OTHERS, PROVIDERS, error, json_values
+from tests.unit.test_classify import NOW, OTHERS, PROVIDERS, error, json_values
+from tests.unit.test_meaning import CORPUS
 
 from genctl import cli
 from genctl.domain import details
@@ -23,7 +24,6 @@ from genctl.domain.verdicts import (
     Trial,
     judged_again,
 )
-from genctl.ops.meaning import RecordedAnswer
 from genctl.ops.verdicts import merged
 
 ID = UUID(int=7)
@@ -53,15 +53,13 @@ def failed(status: int, code: str, body: bytes | None = None, **headers: str) ->
     return found
 
 
-@pytest.mark.parametrize(("provider", "line"), CORPUS)
-def test_what_no_setting_and_no_table_has_changed_is_judged_as_it_was(
-    provider: str, line: RecordedAnswer
-) -> None:
+def test_what_no_setting_and_no_table_has_changed_is_judged_as_it_was() -> None:
     """Or it is counted as one of which the row keeps too little, and never guessed."""
-    found = classify(line.answer(), PROVIDERS[provider], now=NOW, others=OTHERS)
-    if isinstance(found, Failure):
-        judged = again(kept(found, provider), provider=provider)
-        assert judged is None or not judged.is_changed
+    for provider, line in CORPUS:
+        found = classify(line.answer(), PROVIDERS[provider], now=NOW, others=OTHERS)
+        if isinstance(found, Failure):
+            judged = again(kept(found, provider), provider=provider)
+            assert judged is None or not judged.is_changed, (provider, line.name)
 
 
 def test_a_fatal_failure_that_may_be_tried_again_has_the_rest_of_its_attempts() -> None:
