@@ -63,10 +63,10 @@ async def test_what_is_discarded_is_in_the_file(kit: Kit, tmp_path: Path) -> Non
     path = tmp_path / "gone.jsonl"
     async with Survey.over(kit.pipeline.dlq, bounded=True) as over:
         with new_file(path, again) as file:
-            done = ops.Discarded()
+            done = {"meant": 0, "discarded": 0}
             choice = Choice(code="MalformedMessage")
             await ops.delete(over, kit.db, choice, file, lambda _: None, done)
-    assert done == ops.Discarded(1, 1)
+    assert done == {"meant": 1, "discarded": 1}
     assert [line["body"] for line in lines(path)] == ["poison"]
     assert [copy.attributes["code"] for copy in await kit.copies()] == ["InvalidParameter"]
 
@@ -79,7 +79,9 @@ async def test_a_disk_that_takes_no_more_is_told_and_nothing_is_deleted(kit: Kit
             with new_file(tmp_path / "x.jsonl", again) as file:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
                 try:
-                    await ops.delete(over, kit.db, Choice(), file, lambda _: None, ops.Discarded())
+                    await ops.delete(
+                        over, kit.db, Choice(), file, lambda _: None, {"meant": 0, "discarded": 0}
+                    )
                 finally:
                     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.exit_code == 3

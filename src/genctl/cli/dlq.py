@@ -65,27 +65,21 @@ def choosing(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def chosen(out: Output, **given: Any) -> Any:
+        from genctl.domain.model import GenctlError
+
         names = ("code", "category", "user", "session", "since", "until")
         wanted = {name: given.pop(name) for name in names}
-        if "every" in given:
-            is_filtered = any(value is not None for value in wanted.values())
-            _check_all(out, given["errand"], is_filtered=is_filtered, every=given.pop("every"))
+        is_filtered, is_all = any(wish is not None for wish in wanted.values()), given.pop("every", None)
+        if is_all and is_filtered:
+            raise click.UsageError("--all and a filter exclude each other")
+        if is_all is False and not is_filtered and not given["errand"].dry_run:
+            told = "without a filter this means every message of the DLQ; --all says so"
+            raise GenctlError("NoFilter", told, out.again(every=True), exit_code=2)
         return command(out, choice=_choice(out, **wanted), **given)
 
     for option in reversed(options):
         chosen = option(chosen)
     return chosen
-
-
-def _check_all(out: Output, errand: "Errand", *, is_filtered: bool, every: bool) -> None:
-    """Raise GenctlError (exit 2) where a person names no filter, and has not said that all are meant."""
-    from genctl.domain.model import GenctlError
-
-    if every and is_filtered:
-        raise click.UsageError("--all and a filter exclude each other")
-    if not (every or is_filtered or errand.dry_run):
-        told = "without a filter this means every message of the DLQ; --all says so"
-        raise GenctlError("NoFilter", told, out.again(every=True), exit_code=2)
 
 
 def _choice(out: Output, *, session: str | None, **more: Any) -> "Choice":
@@ -254,7 +248,7 @@ def import_(out: Output, *, path: Path, errand: "Errand") -> int:
 
     done = out.run(carry_out(out.settings, path, errand))
     out.emit(done)
-    return int(bool(done.unreadable or done.failed))
+    return int(bool(done["unreadable"] or done["failed"]))
 
 
 @dlq.command("history", examples=("genctl dlq history", "genctl dlq history --limit 5 -o json"))

@@ -54,7 +54,7 @@ class Errand(msgspec.Struct, frozen=True):
 
 @asynccontextmanager
 async def recorded(
-    db: Database, errand: Errand, counts: msgspec.Struct, *, tool: str | None = None, left: Left = dict
+    db: Database, errand: Errand, counts: object, *, tool: str | None = None, left: Left = dict
 ) -> AsyncIterator[Callable[[str | None], None]]:
     """Keep a row of the history while the body works, unless that is a dry run; the body updates `counts`.
 

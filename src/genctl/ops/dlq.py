@@ -61,6 +61,7 @@ class Listing(NamedTuple):
     counts: dict[str, int]
     kept: timedelta  # how long SQS keeps messages
     warning: str | None
+    why_nothing: str  # should there be none
 
 
 async def look_at(settings: Settings, choice: Choice, progress: Progress) -> Listing:
@@ -70,7 +71,8 @@ async def look_at(settings: Settings, choice: Choice, progress: Progress) -> Lis
             pages = walk(over, db, choice, advance, limit=MOST_AT_ONCE)
             found = [letter async for page in pages for _, letter in page]
         kept = timedelta(seconds=int(over.facts.get("MessageRetentionPeriod", 0)))
-        return Listing(sorted(found, key=lambda letter: letter.sent_at), over.counts, kept, over.warning)
+        found.sort(key=lambda letter: letter.sent_at)
+        return Listing(found, over.counts, kept, over.warning, over.why_nothing(over.seen, {}))
 
 
 async def shown(settings: Settings, text: str) -> dict[str, Any]:

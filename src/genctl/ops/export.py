@@ -24,7 +24,7 @@ from genctl.domain.model import GenctlError, rfc3339
 from genctl.edges.db import Database
 from genctl.edges.sqs_shapes import Message
 from genctl.ops.bulk import Errand, recorded
-from genctl.ops.dlq import opened, walk
+from genctl.ops.dlq import look_at, opened, walk
 from genctl.ops.sampling import Progress, Survey
 
 
@@ -70,59 +70,36 @@ async def export(
         return {"exported": count, **over.counts, "file": path}
 
 
-class Discarded(msgspec.Struct):
-    """Count the chosen messages, and those that are gone."""
-
-    meant: int = 0
-    discarded: int = 0
-
-
 async def discard(settings: Settings, choice: Choice, path: Path | None, errand: Errand) -> dict[str, Any]:
     """Delete the chosen messages, each batch once it is in the file; without a `path` keep none.
 
     Raises GenctlError, also what `errand.confirm` raises.
     """
+    most, nothing, done = None, "", {"meant": 0, "discarded": 0}
+    if errand.dry_run or errand.confirm:
+        found = await look_at(settings, choice, errand.progress)
+        active = sum(letter.state == "active" for letter in found.letters)
+        most, nothing = len(found.letters), found.why_nothing  # we delete no more than the person agrees to
+        if errand.dry_run:
+            if not most:
+                errand.note(f"nothing to discard: {nothing}")
+            return {"meant": most, "discarded": 0, **found.counts, "file": None, "active": active}
+        if most and errand.confirm:
+            waiting = (
+                f" {active} of them may be the only messages of runs that wait, which would fail in time."
+            )
+            errand.confirm(f"Delete {many(most, 'message')} of the DLQ?{waiting if active else ''}")
     async with opened(settings, bounded=True) as (db, over):
-        seen, most, done = 0, None, Discarded()
-        if errand.dry_run or errand.confirm:
-            seen, most, active = await _counted(over, db, choice)  # no more than the person agrees to
-            found = {"meant": most, "discarded": 0, "seen": seen, "approximate": over.counts["approximate"]}
-            if errand.dry_run:
-                _tell_nothing(most, over, seen, errand)
-                return found | {"file": None, "active": active}
-            if most and errand.confirm:
-                errand.confirm(_question(most, active, over.queue.name))
         again = {"path": None}
         async with recorded(db, errand, done, tool=settings.tool, left=lambda: again):
             with ExitStack() as files, errand.progress(over.approximate, "discard") as advance:
                 to = files.enter_context(new_file(path, errand.again)) if path else None
                 await delete(over, db, choice, to, advance, done, most)
-        if path and not done.meant:
-            path.unlink()
-        seen = max(seen, over.seen)
-        _tell_nothing(done.meant, over, seen, errand)
-        counts = msgspec.structs.asdict(done) | over.counts | {"seen": seen}
-        return counts | {"file": path if done.meant else None}
-
-
-async def _counted(over: Survey, db: Database, choice: Choice) -> tuple[int, int, int]:
-    """Count messages: all, the chosen ones, and those of runs that still wait; make all visible again."""
-    count = active = 0
-    async for pairs in walk(over, db, choice, lambda _: None):
-        count, active = count + len(pairs), active + sum(letter.state == "active" for _, letter in pairs)
-    seen = over.seen
-    await over.show()
-    return seen, count, active
-
-
-def _tell_nothing(meant: int, over: Survey, seen: int, errand: Errand) -> None:
-    if not meant:
-        errand.note(f"nothing to discard: {over.why_nothing(seen, {})}")
-
-
-def _question(meant: int, active: int, name: str) -> str:
-    waiting = f" {active} of them may be the only messages of runs that wait, which would fail in time."
-    return f"Delete {many(meant, 'message')} of {name}?{waiting if active else ''}"
+        if not done["meant"]:
+            if path:
+                path.unlink()
+            errand.note(f"nothing to discard: {nothing or over.why_nothing(over.seen, {})}")
+        return {**done, **over.counts, "file": path if done["meant"] else None}
 
 
 async def delete(
@@ -131,20 +108,20 @@ async def delete(
     choice: Choice,
     file: IO[bytes] | None,
     advance: Advance,
-    done: Discarded,
+    done: dict[str, int],
     most: int | None = None,
 ) -> None:
-    """Delete the chosen messages of a pass, at most `most`, each batch once it is in `file`."""
+    """Delete the chosen messages of a pass, at most `most`, each once it is in `file`; count in `done`."""
     async for pairs in walk(over, db, choice, advance, wait_s=1):
-        meant = [message for message, _ in pairs][: None if most is None else most - done.meant]
+        meant = [message for message, _ in pairs][: None if most is None else most - done["meant"]]
         if file and meant:
             write(file, meant)
         errors = await over.queue.delete([message.receipt for message in meant]) if meant else []
         gone = [message.message_id for message, why in zip(meant, errors, strict=True) if why is None]
         over.forget(gone)
-        done.meant += len(meant)
-        done.discarded += len(gone)
-        if done.meant == most:
+        done["meant"] += len(meant)
+        done["discarded"] += len(gone)
+        if done["meant"] == most:
             return
 
 

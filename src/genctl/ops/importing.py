@@ -43,21 +43,11 @@ class Numbered(NamedTuple):
     why: str = ""
 
 
-class Imported(msgspec.Struct):
-    """Count what became of the lines: `failed` are messages that SQS did not take."""
-
-    meant: int = 0
-    imported: int = 0
-    skipped: dict[str, int] = {}
-    unreadable: int = 0
-    failed: int = 0
-
-
 class Import:
     """Choose the messages that go back to the DLQ, send them, and count what becomes of each."""
 
     def __init__(self, db: Database, over: Survey, settings: Settings, errand: Errand) -> None:
-        self.counts = Imported()
+        self.counts: dict[str, Any] = {"meant": 0, "imported": 0, "skipped": {}, "unreadable": 0, "failed": 0}
         self._db = db
         self._over = over
         self._tools = Tools.of(settings)
@@ -85,15 +75,15 @@ class Import:
     async def _take(self, lines: Sequence[Numbered]) -> None:
         found = {line.line: line.message for line in lines if line.message}
         self._tell({line.line: line.why for line in lines if not line.message})
-        self.counts.unreadable += len(lines) - len(found)
-        chosen: dict[int, Outgoing] = {}
+        self.counts["unreadable"] += len(lines) - len(found)
+        chosen, skipped = dict[int, Outgoing](), self.counts["skipped"]
         joined = await letters([*found.values()], self._db)
         for (number, message), letter in zip(found.items(), joined, strict=True):
             if why := self._objection(message, letter):
-                self.counts.skipped[why] = self.counts.skipped.get(why, 0) + 1
+                skipped[why] = skipped.get(why, 0) + 1
             else:
                 chosen[number] = Outgoing(message.body, message.sent, user=letter.user)
-        self.counts.meant += len(chosen)
+        self.counts["meant"] += len(chosen)
         if self._errand.dry_run or not chosen:
             return
         results = zip(chosen, await self._over.queue.send([*chosen.values()]), strict=True)
@@ -101,8 +91,8 @@ class Import:
             number: f"SQS did not take it: {result.error}" for number, result in results if result.error
         }
         self._tell(failed)
-        self.counts.failed += len(failed)
-        self.counts.imported += len(chosen) - len(failed)
+        self.counts["failed"] += len(failed)
+        self.counts["imported"] += len(chosen) - len(failed)
 
     def _tell(self, whys: Mapping[int, str]) -> None:
         for line, why in whys.items():
@@ -133,10 +123,11 @@ class Import:
             return True
 
 
-async def carry_out(settings: Settings, path: Path, errand: Errand) -> Imported:
-    """Send the messages of a file back to the DLQ; `errand.note` hears of each line that cannot go.
+async def carry_out(settings: Settings, path: Path, errand: Errand) -> dict[str, Any]:
+    """Send the messages of a file back to the DLQ, and count what became of the lines.
 
-    Raises GenctlError: exit 2 for a file that is no export, 3 when a dependency goes away.
+    `errand.note` hears of each line that cannot go; `failed` are messages that SQS did not take. Raises
+    GenctlError: exit 2 for a file that is no export, 3 when a dependency goes away.
     """
     total = _check(path)
     async with opened(settings, bounded=True) as (db, over):

@@ -9,8 +9,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-import msgspec
-
 from genctl.base.person import Note
 from genctl.base.printable import many
 from genctl.base.settings import Settings
@@ -22,7 +20,7 @@ from genctl.edges.db import Database, Row, as_json
 from genctl.edges.sqs import Queue, Sqs
 from genctl.ops.bulk import SILENT_S, Errand, recorded
 from genctl.ops.dlq import dead_letter_queue, walk
-from genctl.ops.export import Discarded, delete
+from genctl.ops.export import delete
 from genctl.ops.sampling import Survey, sampled
 from genctl.ops.sessions import like_prefix
 from genctl.tools.found import Tools
@@ -40,21 +38,10 @@ OF_MESSAGE = ("message_id", "sent_at", "body", "attributes")
 STREAMS = {"movement": "movements_of", "refusedValue": "traits_of_user"}  # a record for each row
 KEPT = {"details": DETAILS, "facts": [*FACTS], "nested": [*NESTED], "instead": as_json(SAID)}
 
+# what an erasure did; `live` sessions had not ended, and others were `locked`: it is to be run again for them
+COUNTS = ("sessions", "values", "messages", "commands", "live", "locked")
+
 Put = Callable[[Mapping[str, Any]], object]  # takes one record
-
-
-class Erased(msgspec.Struct):
-    """Count what an erasure did: sessions, refused values, DLQ messages, and command lines of bulk work.
-
-    `live` sessions had not ended, and others were `locked` by somebody: it is to be run again for them.
-    """
-
-    sessions: int = 0
-    values: int = 0
-    messages: int = 0
-    commands: int = 0
-    live: int = 0
-    locked: int = 0
 
 
 async def export(settings: Settings, user: str, put: Put, note: Note) -> None:
@@ -81,13 +68,13 @@ async def export(settings: Settings, user: str, put: Put, note: Note) -> None:
                         put({"record": "message"} | camel(row))
 
 
-async def erase(settings: Settings, user: str, errand: Errand) -> Erased | dict[str, int]:
+async def erase(settings: Settings, user: str, errand: Errand) -> dict[str, int]:
     """Erase the words of a user's ended sessions, and what else speaks of them; write it into the history.
 
     A dry run only counts them. Raises GenctlError: exit 1 and nothing is done while a session lives; as
     export() does.
     """
-    done = Erased()
+    done = dict.fromkeys(COUNTS, 0)
     async with _opened(settings) as (db, dlqs):
         found = await _known(db, user)
         if errand.dry_run:
@@ -104,20 +91,18 @@ async def erase(settings: Settings, user: str, errand: Errand) -> Erased | dict[
                     page = (
                         await db.row("erase_sessions", ids=found["ids"][first : first + PAGE], **KEPT) or {}
                     )
-                    done.sessions += page["erased"]
-                    done.live += page["live"]
-                    done.locked += page["locked"]
-                    advance(page["erased"])
-            done.values = await _count(db, "erase_traits", user=user)
+                    done |= {name: done[name] + count for name, count in page.items()}
+                    advance(page["sessions"])
+            done["values"] = await _count(db, "erase_traits", user=user)
             for dlq in dlqs:  # no redrive runs their sessions again, and a body may hold a prompt
-                gone = Discarded()
+                gone = {"meant": 0, "discarded": 0}
                 async with _surveyed(dlq, errand.note) as over:
                     await delete(over, db, Choice(user=user), None, lambda _: None, gone)
-                done.messages += gone.discarded
+                done["messages"] += gone["discarded"]
             pattern = f"%--user {like_prefix(shlex.quote(user) + ' ')}"
             named = {"pattern": pattern, "uuid": UUID_SHAPE, "silent_s": SILENT_S}
-            done.commands = await _count(db, "erase_bulk_work", user=user, **named)
-            if left := done.live + done.locked:
+            done["commands"] = await _count(db, "erase_bulk_work", user=user, **named)
+            if left := done["live"] + done["locked"]:
                 stop(why := f"{many(left, 'session')} began meanwhile or are locked")
                 errand.note(f"{why}: run it again")
     return done

@@ -70,7 +70,7 @@ traced as (
   update session_events e set data = k.data
   from kept k where e.id = k.id and e.data is distinct from k.data
 )
-select count(*) filter (where m.live) as live, (select count(*) from erased) as erased,
+select count(*) filter (where m.live) as live, (select count(*) from erased) as sessions,
   count(*) filter (where not m.live and f.id is null) as locked
 from meant m left join free f on f.id = m.id
 
