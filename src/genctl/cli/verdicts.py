@@ -20,16 +20,8 @@ if TYPE_CHECKING:
     from genctl.domain.verdicts import SecondJudgment
 
 GROUPS = (
-    "code",
-    "known",
-    "verdict",
-    "wouldBe",
-    "failures",
-    "firstSeen",
-    "moreCalls",
-    "fewerCalls",
-    "credits",
-)
+    "code", "known", "verdict", "wouldBe", "failures", "firstSeen", "moreCalls", "fewerCalls", "credits",
+)  # fmt: skip
 EACH = ("at", "sessionId", "code", "verdict", "wouldBe", "moreCalls", "credits")
 GROUPS_IN_80 = ("code", "verdict", "wouldBe", "failures", "moreCalls", "firstSeen")
 EACH_IN_80 = {"sessionId": 36, "verdict": 7, "wouldBe": 7, "code": 0}
