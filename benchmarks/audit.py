@@ -123,9 +123,10 @@ async def made(folder: Path) -> int:
 def main() -> int:
     """Measure, or do one thing alone."""
     log.configure("json", "critical")  # as the command does
-    if "--alone" not in sys.argv:
-        return asyncio.run(made(Path(sys.argv[1])) if sys.argv[1:] else both())
-    what, dsn = sys.argv[-2:]
+    asked = stage.words(__doc__)
+    if "--alone" not in asked:
+        return asyncio.run(made(Path(asked[0])) if asked else both())
+    what, dsn = asked[-2:]
     began = time.perf_counter()
     if what == "dump":
         dump(dsn)

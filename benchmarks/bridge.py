@@ -319,4 +319,4 @@ async def measured(wish: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     log.configure("json", "critical")
-    sys.exit(asyncio.run(measured(sys.argv[1:])))
+    sys.exit(asyncio.run(measured(stage.words(__doc__))))

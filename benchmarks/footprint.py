@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import stage
 from settles import _pgbench
 from writes import SERVER, TABLES, Lives, wal_bytes
 
@@ -129,8 +130,8 @@ def _dsn_of(home: Path) -> str:
 
 
 if __name__ == "__main__":
-    what = sys.argv[1] if len(sys.argv) > 1 else ""
-    number = [int(word.replace("_", "")) for word in sys.argv[2:]]
+    what, *rest = stage.words(__doc__) or [""]
+    number = [int(word.replace("_", "")) for word in rest]
     match what:
         case "rows":
             asyncio.run(rows(*(number or [20_000])))

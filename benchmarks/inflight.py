@@ -89,4 +89,4 @@ async def measured(numbers: Sequence[int]) -> int:
 if __name__ == "__main__":
     log.configure("json", "critical")
     stage.needs_npm()
-    sys.exit(asyncio.run(measured([int(number) for number in sys.argv[1:]] or [64, 512, 2_000])))
+    sys.exit(asyncio.run(measured([int(number) for number in stage.words(__doc__)] or [64, 512, 2_000])))

@@ -128,4 +128,4 @@ async def measured(hands: Sequence[int]) -> int:
 if __name__ == "__main__":
     log.configure("json", "critical")
     stage.needs_npm()
-    sys.exit(asyncio.run(measured([int(number) for number in sys.argv[1:]] or [1, 64, 512])))
+    sys.exit(asyncio.run(measured([int(number) for number in stage.words(__doc__)] or [1, 64, 512])))

@@ -76,7 +76,7 @@ async def owed(at: worker.Stage, kind: str) -> None:
 async def measured() -> None:
     """Set the stage, and measure what is wished."""
     async with worker.staged() as at:
-        for kind in sys.argv[1:] or OWES:
+        for kind in stage.words(__doc__) or OWES:
             await owed(at, kind)
 
 

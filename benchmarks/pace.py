@@ -86,4 +86,4 @@ async def measured(wish: list[str]) -> int:
 if __name__ == "__main__":
     log.configure("json", "critical")
     stage.needs_npm()
-    sys.exit(asyncio.run(measured(sys.argv[1:])))
+    sys.exit(asyncio.run(measured(stage.words(__doc__))))

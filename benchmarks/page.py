@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import stage
 from playwright.async_api import CDPSession, Page, async_playwright
 from tests.browser.conftest import CHROMIUM, FLAGS
 from tests.browser.stub import Stub
@@ -108,4 +109,4 @@ async def metrics(cdp: CDPSession) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    asyncio.run(main([int(size) for size in sys.argv[1:]] or [68, 540, 1088]))
+    asyncio.run(main([int(size) for size in stage.words(__doc__)] or [68, 540, 1088]))

@@ -92,4 +92,4 @@ async def measured(*, calls: bool) -> None:
 if __name__ == "__main__":
     log.configure("json", "critical")
     stage.needs_npm()
-    asyncio.run(measured(calls="calls" in sys.argv))
+    asyncio.run(measured(calls="calls" in stage.words(__doc__)))

@@ -151,7 +151,7 @@ async def measured() -> int:
 def main() -> int:
     """Measure, or redrive alone for the memory."""
     log.configure("json", "critical")  # as the command does
-    if "--alone" in sys.argv:
+    if "--alone" in stage.words(__doc__):
         dsn, endpoint, count = sys.argv[-3:]
         asyncio.run(redrive(stage.settings(dsn, endpoint), int(count)))
         print(stage.peak_mb())

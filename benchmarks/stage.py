@@ -23,6 +23,14 @@ def needs_npm() -> None:
         sys.exit("fauxqs is not installed: npm install --prefix benchmarks")
 
 
+def words(doc: str | None) -> list[str]:
+    """What was asked for on the command line; `--help` ends the program with its `doc`."""
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print(doc)
+        sys.exit()
+    return sys.argv[1:]
+
+
 def free_port() -> int:
     """A port that nobody has just now."""
     with socket.socket() as probe:

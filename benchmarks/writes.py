@@ -6,7 +6,6 @@ a server of its own. `writes.py prune [ROWS]` deletes so many rows of the trace 
 """
 
 import asyncio
-import sys
 import tempfile
 import time
 from collections import defaultdict, deque
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 import psycopg
+import stage
 
 from genctl.edges import migrate
 from genctl.edges.db import Database, as_json
@@ -205,10 +205,11 @@ async def prune(rows: int) -> None:
 
 
 if __name__ == "__main__":
-    numbers = [int(word.replace("_", "")) for word in sys.argv[1:] if word[0].isdigit()]
-    if "prune" in sys.argv:
+    asked = stage.words(__doc__)
+    numbers = [int(word.replace("_", "")) for word in asked if word[0].isdigit()]
+    if "prune" in asked:
         asyncio.run(prune(*(numbers or [1_000_000])))
     else:
-        named = [word for word in sys.argv[1:] if word in VARIANTS]
+        named = [word for word in asked if word in VARIANTS]
         jobs, old = numbers + [20_000, 0][len(numbers) :]
         asyncio.run(lives(jobs, old, named or [*VARIANTS]))

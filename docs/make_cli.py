@@ -49,7 +49,7 @@ def _section(root: click.Context, title: str, names: list[str]) -> str:
 def _commands(ctx: click.Context, name: str, path: list[str]) -> Iterator[tuple[str, click.Command]]:
     """Yield a command, or those of a group, each with its path."""
     group = cast("click.Group", ctx.command)
-    command = group.commands[name]
+    command = cast("click.Command", group.get_command(ctx, name))
     if not isinstance(command, click.Group):
         yield " ".join([*path, name]), command
         return

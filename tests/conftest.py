@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -196,4 +197,13 @@ def no_aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatc
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setattr("genctl.edges.aws.Keys.ours", None)
+    monkeypatch.setattr("botocore.session.create_loader", lambda *_: _data_of_botocore())
     return monkeypatch
+
+
+@cache
+def _data_of_botocore() -> Any:
+    """Its files about AWS, which each of its sessions would read again."""
+    import botocore.loaders  # noqa: PLC0415 - few tests need it
+
+    return botocore.loaders.Loader(include_default_search_paths=True)

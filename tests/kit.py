@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -263,6 +264,17 @@ async def create_queues(sqs: Sqs, settings: Settings) -> None:
     await create_queue(sqs, settings.queue, RedrivePolicy=msgspec.json.encode(policy).decode())
 
 
+async def queues_of(sqs: Sqs, settings: Settings) -> tuple[Queue, Queue]:
+    """The pair as it would be looked up, without the four calls that this takes."""
+
+    def queue(name: str) -> Queue:
+        account = "123456789012"
+        arn = f"arn:aws:sqs:{sqs._where.region}:{account}:{name}"
+        return Queue(sqs, f"{sqs.endpoint}/{account}/{name}", arn=arn, max_bytes=262_144)
+
+    return queue(settings.queue), queue(f"{settings.queue}-dlq")
+
+
 async def create_queue(sqs: Sqs, name: str, **attributes: str) -> Queue:
     """Make a queue with these attributes."""
     await sqs.call("CreateQueue", dict, name, QueueName=name, Attributes=attributes)
@@ -322,7 +334,9 @@ class Kit:
             base = f"http://127.0.0.1:{simulator.port}/api/v3"
             settings = with_tools(settings, ark_base_url=base)
             metrics = worker_metrics()
-            async with Pipeline.open(settings, meters=metrics) as pipeline:
+            async with Pipeline.open(settings, meters=metrics, reached=False) as pipeline:
+                pipeline._queues = partial(queues_of, sqs, settings)
+                await pipeline.reach()
                 yield cls(pipeline, settings, simulator, metrics)
 
     @property

@@ -29,14 +29,16 @@ LONG = (  # they wait for the most part, and would otherwise be what is left at 
     "runbook_runs",
 )
 SHARING = (
-    "tests/browser/",
     "tests/sdk/",
     "tests/ship/test_aws.py",
     "tests/ship/test_container.py",
     "tests/path/test_plans.py",
     "tests/path/test_wide_base.py",
     *(f"tests/unit/test_{name}.py" for name in ("locks", "names")),
-    *(f"tests/process/test_{name}.py" for name in ("commands", "from_nothing", "stack", "wheel")),
+    *(
+        f"tests/process/test_{name}.py"
+        for name in ("commands", "completion", "from_nothing", "outages", "stack", "wheel", "widths")
+    ),
     *(f"tests/stream/test_{name}.py" for name in ("database_faults", "rules_of_server", "rules_of_watch")),
 )
 
@@ -54,6 +56,8 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist's types ar
     """
 
     def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith("tests/browser/"):
+            return "tests/browser/"  # one browser, whose start and first page cost as much as ten tests
         return nodeid.partition("::")[0] if nodeid.startswith(SHARING) else nodeid
 
     def remove_node(self, node: Any) -> str | None:

@@ -101,11 +101,6 @@ def opening(settings: Settings) -> int:
     return 1000 if settings.embedded else 0
 
 
-async def open_accounts(db: Database, users: Sequence[str], credits: int) -> None:
-    """Make the accounts that are missing, with so many credits."""
-    await movement(db, users, opening=credits)
-
-
 async def grant(db: Database, users: Sequence[str], amount: int, reason: str, *, opening: int = 0) -> None:
     """Add credits to each user, and say why. Makes missing accounts, with `opening` credits.
 
@@ -117,8 +112,7 @@ async def grant(db: Database, users: Sequence[str], amount: int, reason: str, *,
     if not 0 < amount <= MOST_CREDITS:
         fix = f"name a whole number from 1 to {MOST_CREDITS}"
         raise GenctlError("BadAmount", f"cannot grant {amount} credits", fix, exit_code=2)
-    if not reason.strip():
-        raise _no_reason()
+    _check(reason)
     everyone = set(users)
     facts = {"amount": amount, "reason": reason}
     moved = await movement(db, everyone, ("grant", facts), opening=opening)
@@ -130,26 +124,22 @@ async def grant(db: Database, users: Sequence[str], amount: int, reason: str, *,
         except AccountLockedError as error:
             locked.append(error)
     if locked:
-        raise _still_locked(locked, len(everyone), amount, reason)
+        terms = ("--amount", str(amount), "--reason", reason)
+        again = [
+            shlex.join(("genctl", "credits", "grant", "--user", error.user, *terms))
+            for error in locked[:MOST_FIXES]
+        ]
+        more = f", {len(locked) - 1} more neither" if len(locked) > 1 else ""
+        had = len(everyone) - len(locked)
+        others = f"; the other {had} have theirs" if had else ""
+        why = f"user {locked[0].user} has got nothing{more}: the account is locked by another transaction"
+        raise AccountLockedError(locked[0].user, f"{why}{locked[0].held}{others}", " && ".join(again))
 
 
-def _no_reason() -> GenctlError:
-    return GenctlError("BadReason", "the reason is empty", "say why: the ledger keeps it", exit_code=2)
-
-
-def _still_locked(
-    errors: Sequence[AccountLockedError], of: int, amount: int, reason: str
-) -> AccountLockedError:
-    users = [error.user for error in errors]
-    who = f"user {users[0]}" if len(users) == 1 else f"{len(users)} users, {users[0]} the first,"
-    others = f"; the other {of - len(users)} have theirs" if of > len(users) else ""
-    verb = "has" if len(users) == 1 else "have"
-    why = f"{who} {verb} got nothing: the account is locked by another transaction{errors[0].held}{others}"
-    terms = ("--amount", str(amount), "--reason", reason)
-    again = [
-        shlex.join(("genctl", "credits", "grant", "--user", user, *terms)) for user in users[:MOST_FIXES]
-    ]
-    return AccountLockedError(users[0], why, " && ".join(again))
+def _check(reason: str) -> str:
+    if not reason.strip():
+        raise GenctlError("BadReason", "the reason is empty", "say why: the ledger keeps it", exit_code=2)
+    return reason.strip()
 
 
 async def release_reservation(
@@ -227,22 +217,19 @@ async def adjust_reservation(db: Database, user: str, meant: UUID, reason: str) 
 
 
 def _because(reason: str) -> str:
-    if not reason.strip():
-        raise _no_reason()
-    return f"{ADJUSTED}{reason.strip()} (by {who()})"
+    return f"{ADJUSTED}{_check(reason)} (by {who()})"
 
 
 async def _known(db: Database, user: str) -> None:
-    if not (await db.row("credits_of", user=user) or await db.rows("ledger_of", user=user, limit=1)):
-        raise _no_account(user)
+    if not await db.rows("ledger_of", user=user, limit=1):
+        await account(db, user)
 
 
 async def account(db: Database, user: str) -> Row:
     """Read `balance` and `held` of a user. Raises GenctlError, exit 4."""
-    row = await db.row("credits_of", user=user)
-    if row is None:
-        raise _no_account(user)
-    return row
+    if row := await db.row("credits_of", user=user):
+        return row
+    raise _no_account(user)
 
 
 def _granted(user: str) -> str:
@@ -250,12 +237,8 @@ def _granted(user: str) -> str:
 
 
 def _no_account(user: str) -> GenctlError:
-    return GenctlError(
-        "NoAccount",
-        f"user {user} has no account",
-        f"{_granted(user)} makes one",
-        exit_code=4,
-    )
+    fix = f"{_granted(user)} makes one"
+    return GenctlError("NoAccount", f"user {user} has no account", fix, exit_code=4)
 
 
 async def shown(db: Database, user: str, limit: int) -> dict[str, Any]:
@@ -347,14 +330,14 @@ async def fix_all(
     """
     mended = []
     for violation in violations:
+        refused = None
         try:
             if not await fix(db, violation):
                 continue
+            mended.append(violation)
         except DatabaseGoneError:
             raise
-        except GenctlError as refused:  # the others still get theirs
-            show(violation, refused)
-        else:
-            show(violation, None)
-            mended.append(violation)
+        except GenctlError as error:  # the others still get theirs
+            refused = error
+        show(violation, refused)
     return mended

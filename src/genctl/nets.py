@@ -7,7 +7,8 @@ sweepers: the row gates every step, as it gates theirs, and a sweeper takes the 
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -40,6 +41,7 @@ BLOCKS = 128  # of the reservations' table, through which the patrol goes at a t
 MOST_COUNTED = 10_000  # rows of a pile
 PRUNED = 10_000  # rows of the trace at a time
 MOVES = 2  # of credits at once
+HANDS = 2  # nets that use the database at once, as workers use it too
 
 log = structlog.stdlib.get_logger()
 
@@ -71,6 +73,7 @@ class Swept(msgspec.Struct, frozen=True):
 
 
 Turns = WeakValueDictionary[str, asyncio.Lock]  # by user
+Net = Callable[["Cast"], Awaitable[bool]]
 
 
 class Cast:
@@ -78,7 +81,7 @@ class Cast:
 
     def __init__(self, turns: Turns, *, dry_run: bool = False, keeps: bool = True) -> None:
         """Begin. With `dry_run` it only says what it would do, of one batch. Unless it `keeps` what it did,
-        it only logs it. `turns` are those of all nets of the sweeper.
+        it only logs it. `turns` are those of all nets.
         """
         self.dry_run = dry_run
         self._turns = turns
@@ -108,7 +111,7 @@ class Cast:
         self.failed.append(error)
 
     async def each(
-        self, found: Sequence[Swept], do: Callable[[Swept], Awaitable[bool]], *, at_once: int
+        self, found: Iterable[Swept], do: Callable[[Swept], Awaitable[bool]], *, at_once: int
     ) -> None:
         """Carry each out, those of one user (of other nets, too) one by one: they need the same account.
 
@@ -147,11 +150,28 @@ class Nets:
         self._pipeline = pipeline
         self._db = pipeline.db
         self._settings = settings
+        self._turns = Turns()
+        self._hands = asyncio.Semaphore(HANDS)
         self._ended: set[UUID] = set()  # runs that we have failed, and whose copies we send at once
         self._next_block = random.getrandbits(31)  # of the patrol: workers begin at different ones
         ours: dict[str, Any] = {"models": pipeline.tool.like, "others": pipeline.others}
         self._late = ours | {"queued_timeout_s": settings.queued_timeout_s, "among": AMONG}
         self._owed = ours | {"age_s": OWED_AFTER_S, "offered_s": OFFERED_S, "among": AMONG_OWED}
+
+        self.of_database = (self.leases, self.overdue, self.holds, self.trace)
+        self.of_queue = (self.jobs, self.copies)
+
+    async def cast(self, net: Net, *, dry_run: bool = False, keeps: bool = True) -> Cast:
+        """Carry out batches until one is not full, or the time is over."""
+        cast, goes_on = Cast(self._turns, dry_run=dry_run, keeps=keeps), True
+        try:
+            while goes_on:
+                async with nullcontext() if net in self.of_queue else self._hands:
+                    cast.is_cut = await net(cast)
+                goes_on = cast.is_cut and not (dry_run or cast.is_over)
+        except GenctlError as error:
+            cast.failed_at(error)
+        return cast
 
     # --- nets of the database
 
@@ -162,17 +182,7 @@ class Nets:
             return False  # also one through which this look has waited
         limits, held = self._pipeline.limits, self._pipeline.runs
         found = [_dead(session, limits) for session in dead if session.id not in held]
-        back = [swept for swept in found if swept.action == "requeue"]
-        fates: Sequence[bool | Exception] = [True for _ in back]
-        if back and not cast.dry_run:
-            fates = await apart(self._requeue)(back)
-        for swept, fate in zip(back, fates, strict=True):
-            if isinstance(fate, GenctlError):
-                cast.failed_at(fate, swept)
-            elif fate:
-                cast.did(swept)
-        fails = [swept for swept in found if swept.action == "fail"]
-        await cast.each(fails, self._fail, at_once=BATCH)
+        await cast.each(found, self._end, at_once=BATCH)
         return full
 
     async def overdue(self, cast: Cast) -> bool:
@@ -182,47 +192,21 @@ class Nets:
         late, full = await self._find(cast, "overdue", **self._late)
         why = "it waited longer than the queued time-out"
         found = [Swept("fail", session, why, "SweptTimeout") for session in late]
-        await cast.each(found, self._fail, at_once=BATCH)
+        await cast.each(found, self._end, at_once=BATCH)
         return full
 
-    async def refunds(self, cast: Cast) -> bool:
-        """Release what failed sessions still hold."""
+    async def holds(self, cast: Cast) -> bool:
+        """Release what failed sessions still hold, and capture what completed ones do."""
         if not (cast.dry_run or cast.tried):
             await self._db.rows("clear_holds")
-        found, full = await self._find(cast, "refunds_owed")
-        await cast.each([_holds(session) for session in found], self._move, at_once=MOVES)
-        return full
-
-    async def captures(self, cast: Cast) -> bool:
-        """Capture what completed sessions still hold."""
-        found, full = await self._find(cast, "captures_owed")
-        await cast.each([_holds(session) for session in found], self._move, at_once=MOVES)
+        found, full = await self._find(cast, "held_owed")
+        await cast.each(map(_holds, found), self._move, at_once=MOVES)
         return full
 
     async def patrol(self, cast: Cast) -> bool:
         """Look at the next of all reservations for what no mark tells: that is rare, and they are many."""
-        blocks = await self._blocks()
-        begin = self._next_block % blocks // BLOCKS * BLOCKS
-        await self._look_at(cast, begin)
-        self._next_block = begin + BLOCKS if begin + BLOCKS < blocks else 0
-        return False
-
-    async def whole_patrol(self, cast: Cast) -> bool:
-        """Look at all reservations likewise, as far as the time allows."""
-        begin, blocks = 0, await self._blocks()
-        while begin < blocks:
-            await self._look_at(cast, begin)
-            begin += BLOCKS
-            if cast.is_over:
-                break
-        return begin < blocks
-
-    async def _blocks(self) -> int:
-        row = await self._db.row("reservation_blocks")
-        return max(1, row["blocks"] if row else 0)
-
-    async def _look_at(self, cast: Cast, begin: int) -> None:
-        """Move what ended sessions hold without a mark; release what sessions that are gone hold."""
+        (row,) = await self._db.rows("reservation_blocks")
+        begin = self._next_block % max(1, row["blocks"]) // BLOCKS * BLOCKS
         part = {"first": f"({begin},0)", "end": f"({begin + BLOCKS},0)"}
         holders = readable(await self._db.rows("unmarked_holders", **part))
         gone = await self._db.rows("orphans", age_s=ORPHAN_AFTER_S, **part)
@@ -232,6 +216,16 @@ class Nets:
         found = [_holds(session) for session in holders]
         found += [Swept("refund", msgspec.convert(row, Orphan), why) for row in gone]
         await cast.each(found, self._move, at_once=MOVES)
+        self._next_block = begin + BLOCKS if begin + BLOCKS < row["blocks"] else 0
+        return False
+
+    async def whole_patrol(self, cast: Cast) -> bool:
+        """Look at all reservations likewise, as far as the time allows."""
+        self._next_block = 0
+        await self.patrol(cast)
+        while self._next_block and not cast.is_over:
+            await self.patrol(cast)
+        return self._next_block > 0
 
     async def trace(self, cast: Cast) -> bool:
         """Delete rows of the trace that are too old."""
@@ -241,8 +235,7 @@ class Nets:
             row = await self._db.row(name, age_s=age_s, limit=PRUNED)
         except LockedError:  # another sweeper deletes them
             return False
-        events = row["events"] if row else 0
-        if events:
+        if events := row["events"] if row else 0:
             cast.did(Swept("prune", None, f"{events} events of the trace are older than {rough(age_s)}"))
         return bool(events == PRUNED)
 
@@ -252,23 +245,17 @@ class Nets:
         cast.tried |= {row["id"] for row in rows}
         return readable(rows), len(rows) == BATCH
 
-    async def _requeue(self, dead: list[Swept]) -> list[bool | Exception]:
-        """Send them back to the queue, and tell of each whether it was still dead."""
-        sessions = [swept.session for swept in dead if isinstance(swept.session, Session)]
-        items = [
-            {"session_id": session.id, "lease": session.lease, "worker": session.claimed_by}
-            for session in sessions
-        ]
-        back = {row["id"] for row in await self._db.rows("requeue_dead", items=as_json(items))}
-        for _ in back:
-            self._pipeline.meters.count("orphaned")
-        return [session.id in back for session in sessions]
-
-    async def _fail(self, swept: Swept) -> bool:
-        """Claim the session and settle it as failed without a call; `copies` sends its copy."""
+    async def _end(self, swept: Swept) -> bool:
+        """Send a run back to the queue, or claim it and settle it as failed without a call."""
         session = swept.session
-        if session is None:
+        if not isinstance(session, Session):
             return False
+        if swept.action == "requeue":
+            item = {"session_id": session.id, "lease": session.lease, "worker": session.claimed_by}
+            back = await self._db.rows("requeue_dead", items=as_json([item]))
+            for _ in back:
+                self._pipeline.meters.count("orphaned")
+            return bool(back)
         claimed = await self._pipeline.claim(session.id, session.run, lapsed=True)
         if claimed is None:
             return False
@@ -277,7 +264,7 @@ class Nets:
         except LeaseLostError:
             return False
         if row.copy_owed:
-            self._ended.add(row.id)
+            self._ended.add(row.id)  # `copies` sends its copy
         return True
 
     async def _move(self, swept: Swept) -> bool:
@@ -297,22 +284,23 @@ class Nets:
         """Send job messages that are not proven sent."""
         found, full = await self._find(cast, "owed_jobs", **self._owed)
 
-        async def sent(sessions: list[Session]) -> dict[UUID, GenctlError]:
+        async def send(jobs: list[Session]) -> dict[UUID, GenctlError]:
             pipeline = self._pipeline
-            whys = await send_jobs(sessions, db=self._db, queue=pipeline.queue, tool=pipeline.tool.name)
+            whys = await send_jobs(jobs, db=self._db, queue=pipeline.queue, tool=pipeline.tool.name)
             return {
                 id_: GenctlError("QueueUnreachable", f"owed jobs were not sent: {why}", "genctl doctor")
                 for id_, why in whys.items()
             }
 
-        owed = {session.id: Swept("send", session, "its job message is not proven sent") for session in found}
-        return await self._send(cast, owed, sent) and full
+        owed = [Swept("send", session, "its job message is not proven sent") for session in found]
+        return await self._send(cast, owed, send) and full
 
     async def copies(self, cast: Cast) -> bool:
         """Send DLQ copies that are not proven sent, also those of the runs that we have failed."""
         ended = self._ended.copy()
         found, full = await self._find(cast, "owed_copies", **self._owed, ended=[*ended])
-        self._ended -= {session.id for session in found} if full else ended
+        if not full:
+            self._ended -= ended
         unsent = dict[UUID, GenctlError]()
 
         async def copy(row: Session) -> None:
@@ -322,17 +310,17 @@ class Nets:
             except GenctlError as error:
                 unsent[row.id] = error
 
-        async def sent(sessions: list[Session]) -> dict[UUID, GenctlError]:
-            await all_of(map(copy, sessions))
+        async def send(rows: list[Session]) -> dict[UUID, GenctlError]:
+            await all_of(map(copy, rows))
             return unsent
 
-        owed = {session.id: Swept("copy", session, "its DLQ copy is not proven sent") for session in found}
-        return await self._send(cast, owed, sent, untold=ended) and full
+        owed = [Swept("copy", session, "its DLQ copy is not proven sent") for session in found]
+        return await self._send(cast, owed, send, untold=ended) and full
 
     async def _send(
         self,
         cast: Cast,
-        owed: Mapping[UUID, Swept],
+        owed: Sequence[Swept],
         send: Callable[[list[Session]], Awaitable[Mapping[UUID, GenctlError]]],
         *,
         untold: Collection[UUID] = (),
@@ -341,21 +329,20 @@ class Nets:
 
         Reports what was sent, but for the `untold`. Puts all back and returns False if nothing was.
         """
-        sessions = [swept.session for swept in owed.values() if isinstance(swept.session, Session)]
-        if cast.dry_run or not sessions:
-            for swept in owed.values():
-                cast.did(swept)
+        if cast.dry_run or not owed:
+            cast.done += owed
             return True
         await self._pipeline.reach()
-        fates = dict(zip(owed, await apart(self._take)(sessions), strict=True))
+        sessions = [swept.session for swept in owed if isinstance(swept.session, Session)]
+        fates = {one.id: fate for one, fate in zip(sessions, await apart(self._take)(sessions), strict=True)}
         taken = {id_: fate for id_, fate in fates.items() if isinstance(fate, datetime)}
         unsent = await send([session for session in sessions if session.id in taken]) if taken else {}
         refused = [fate for fate in fates.values() if isinstance(fate, GenctlError)]
         for error in {error.message: error for error in (*refused, *unsent.values())}.values():
             cast.failed_at(error)
-        for id_ in taken:
-            if id_ not in unsent and id_ not in untold:
-                cast.did(owed[id_])
+        for session, swept in zip(sessions, owed, strict=True):
+            if session.id in taken and session.id not in {*unsent, *untold}:
+                cast.did(swept)
         if unsent and len(unsent) == len(taken):
             await self._db.rows("put_back", ids=[*taken], offered=[*{*taken.values()}])
             return False

@@ -9,33 +9,37 @@ from typing import NamedTuple
 
 import msgspec
 
-from genctl.domain.pace import AHEAD_S, DEAL_S, LIVE_S, STEADY_S, Dealt, Pace
-from genctl.edges.db import Database, Row, Statement
+from genctl.domain.pace import AHEAD_S, DEAL_S, LIVE_S, SLACK_S, STEADY_S, Pace
+from genctl.edges.db import Database, Statement
 
 ROW_LOCK_S = 1.0  # how long a deal waits for others
 DEAL_TIMEOUT_S = 5.0
 
 
 class Ask(NamedTuple):
-    """Ask for turns: how many, how far our clock and the way make dates vague, what is under way or unused.
+    """Ask for turns: how many, what calls are under way, what we never used of the deal that `ended` then.
 
     `hold_s`: the provider wants no call for so long.
     """
 
     want: int = 0
-    slack_s: float = 1.0
     calls: int = 0
-    unused: Dealt = Dealt()
+    ended: datetime | None = None
+    unused_s: float = 0.0
     hold_s: float | None = None
 
 
 class Deal(NamedTuple):
-    """Hold the pace, and how many turns we were dealt, with the database's date of the first."""
+    """Hold the pace, and how many turns we were dealt, with the database's date of the first.
+
+    The database waited `waited_s` for others before it looked at its clock.
+    """
 
     pace: Pace
     turns: int
     first_at: datetime
     interval_s: float
+    waited_s: float
 
 
 async def deal(db: Database, tool: str, worker: str, ask: Ask, *, locks: bool) -> Deal | None:
@@ -43,22 +47,15 @@ async def deal(db: Database, tool: str, worker: str, ask: Ask, *, locks: bool) -
 
     Only an ask that changes something `locks` the row.
     """
-    facts = {"tool": tool, "worker": worker, "want": ask.want, "slack_s": ask.slack_s, "calls": ask.calls}
-    facts |= {"ended": ask.unused.end, "unused_s": ask.unused.unused_s, "hold_s": ask.hold_s}
-    facts |= {
-        "live_s": LIVE_S,
-        "own_s": LIVE_S - STEADY_S,
-        "ahead_s": AHEAD_S,
-        "deal_s": DEAL_S,
-        "locks": locks,
-    }
+    facts = {"tool": tool, "worker": worker, "locks": locks, **ask._asdict()}
+    facts |= {"slack_s": SLACK_S, "live_s": LIVE_S, "own_s": LIVE_S - STEADY_S}
+    facts |= {"ahead_s": AHEAD_S, "deal_s": DEAL_S}
     lock: list[Statement] = [("lock_pace", {"tool": tool})] if locks else []
     rows = (await db.transact(*lock, ("deal_turns", facts), timeout_s=DEAL_TIMEOUT_S, lock_s=ROW_LOCK_S))[-1]
-    return _deal(rows[0]) if rows else None
-
-
-def _deal(row: Row) -> Deal:
-    return Deal(msgspec.convert(row, Pace), row["turns"], row["first_at"], row["interval_s"] or 0.0)
+    for row in rows:
+        pace = msgspec.convert(row, Pace)
+        return Deal(pace, row["turns"], row["first_at"], row["interval_s"] or 0.0, row["waited_s"])
+    return None
 
 
 async def teach(

@@ -381,7 +381,7 @@ class Pipeline:
             ours = self.tool.serves(row.model) if row else job.tool == self.tool.name
         if not ours:
             self._tell_left(job, row)
-        match decide.dispose(job, row, message.receive_count, ours=ours):
+        match decide.dispose(job, row, message.system.receive_count, ours=ours):
             case decide.Delete():
                 pass
             case decide.Hide(seconds):

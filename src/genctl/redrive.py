@@ -180,7 +180,7 @@ def unjoined(message: Message) -> Letter:
         message_id=message.message_id,
         receipt=message.receipt,
         sent_at=message.sent_at,
-        receive_count=message.receive_count,
+        receive_count=message.system.receive_count,
         said=said,
         session_id=session_id,
         run=run,

@@ -5,8 +5,6 @@ It is many small nets (nets.py), and what hangs or fails in one stops no other.
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
 from typing import NamedTuple
 from uuid import UUID
 
@@ -20,16 +18,13 @@ from genctl.domain.model import GenctlError
 from genctl.edges.db import Database
 from genctl.edges.sqs import Sqs
 from genctl.enqueue import send_jobs
-from genctl.nets import BATCH, Cast, Nets, Swept, Turns, readable
+from genctl.nets import BATCH, Cast, Net, Nets, Swept, readable
 from genctl.pipeline import Pipeline
 from genctl.tools.found import Tools
 
 EVERY_S = 15.0
-HANDS = 2  # nets that use the database at once, as workers use it too
 
 log = structlog.stdlib.get_logger()
-
-Net = Callable[[Cast], Awaitable[bool]]
 
 
 class SweepPass(NamedTuple):
@@ -66,66 +61,36 @@ def check_timeout(settings: Settings) -> None:
         )
 
 
-class Sweeper:
-    """Cast the nets of one pipeline."""
+async def sweep(pipeline: Pipeline, settings: Settings, *, dry_run: bool = False) -> SweepPass:
+    """Cast every net: first those of the database, as the queue's may wait long for SQS.
 
-    def __init__(self, pipeline: Pipeline, settings: Settings) -> None:
-        self._nets = Nets(pipeline, settings)
-        self._turns = Turns()
-        self._hands = asyncio.Semaphore(HANDS)
+    Logs what fails, and leaves it to the next pass.
+    """
+    nets, casts = Nets(pipeline, settings), list[Cast]()
+    for some in ((*nets.of_database, nets.whole_patrol), nets.of_queue):
+        casts += await all_of(nets.cast(net, dry_run=dry_run) for net in some)
+    return SweepPass(
+        [swept for cast in casts for swept in cast.done],
+        [error for cast in casts for error in cast.failed],
+        any(cast.is_cut for cast in casts),
+    )
 
-    async def once(self, *, dry_run: bool = False) -> SweepPass:
-        """Cast every net: first those of the database, as the queue's may wait long for SQS."""
-        nets = self._nets
-        of_database = (nets.leases, nets.overdue, nets.refunds, nets.captures, nets.whole_patrol, nets.trace)
-        casts = await all_of(self._cast(net, Cast(self._turns, dry_run=dry_run)) for net in of_database)
-        casts += await all_of(
-            self._cast(net, Cast(self._turns, dry_run=dry_run)) for net in (nets.jobs, nets.copies)
-        )
-        return SweepPass(
-            [swept for cast in casts for swept in cast.done],
-            [error for cast in casts for error in cast.failed],
-            any(cast.is_cut for cast in casts),
-        )
 
-    async def again_and_again(self, every_s: float) -> None:
-        """Cast each net for ever, at its own pace, so that none waits for another."""
-        nets = self._nets
-        of_database = (nets.leases, nets.overdue, nets.refunds, nets.captures, nets.patrol, nets.trace)
-        async with asyncio.TaskGroup() as side:
-            for net in (*of_database, nets.jobs, nets.copies):
-                side.create_task(self._keep_casting(net, every_s))
+async def sweep_every(pipeline: Pipeline, settings: Settings, every_s: float = EVERY_S) -> None:
+    """Cast each net for ever, at its own pace, so that none waits for another; log errors."""
+    nets = Nets(pipeline, settings)
 
-    async def _keep_casting(self, net: Net, every_s: float) -> None:
+    async def keep_casting(net: Net) -> None:
         while True:
             try:
-                await self._cast(net, Cast(self._turns, keeps=False))
+                await nets.cast(net, keeps=False)
             except Exception:  # a bug on one odd row must not end the worker beside it
                 log.exception("sweeper.bug")
             await asyncio.sleep(every_s)
 
-    async def _cast(self, net: Net, cast: Cast) -> Cast:
-        """Carry out batches until one is not full, or the time is over."""
-        asks_sqs = net in {self._nets.jobs, self._nets.copies}
-        goes_on = True
-        try:
-            while goes_on:
-                async with nullcontext() if asks_sqs else self._hands:
-                    cast.is_cut = await net(cast)
-                goes_on = cast.is_cut and not (cast.dry_run or cast.is_over)
-        except GenctlError as error:
-            cast.failed_at(error)
-        return cast
-
-
-async def sweep(pipeline: Pipeline, settings: Settings, *, dry_run: bool = False) -> SweepPass:
-    """Make one pass; log what fails, and leave it to the next."""
-    return await Sweeper(pipeline, settings).once(dry_run=dry_run)
-
-
-async def sweep_every(pipeline: Pipeline, settings: Settings, every_s: float = EVERY_S) -> None:
-    """Sweep for ever; log errors, which the next pass meets again."""
-    await Sweeper(pipeline, settings).again_and_again(every_s)
+    async with asyncio.TaskGroup() as side:
+        for net in (*nets.of_database, nets.patrol, *nets.of_queue):
+            side.create_task(keep_casting(net))
 
 
 async def resend_all(settings: Settings) -> int:

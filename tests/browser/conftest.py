@@ -1,20 +1,36 @@
-"""A real browser, and the server that it talks to behind one fixture."""
+"""A real browser with a tab for all tests of a run, and the server that it talks to behind one fixture."""
 
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from uuid import uuid4
 
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright
-from tests.browser.screen import opened
+from tests.browser.screen import LOOK, Tab
 from tests.browser.stub import Stub
+from tests.databases import Databases
+from tests.kit import QueueServer
+from tests.process.place import Place, Running, new_place
 
 # Debian's package for tests: the same engine without the windows round it, at a third of the CPU
 CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
-FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--process-per-site",  # tabs of one person share a renderer
+]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "loaded: the page is loaded anew for the test, and left when it is over"
+    )
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def browser() -> AsyncIterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed: apt-get install chromium-headless-shell")
@@ -24,16 +40,54 @@ async def browser() -> AsyncIterator[Browser]:
         await browser.close()
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def server() -> AsyncIterator[Stub]:
-    stub = Stub()
-    await stub.start()
-    yield stub
-    await stub.stop()
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def tab(browser: Browser) -> AsyncIterator[Tab]:
+    """The tab that all tests share: a new one costs thrice as much as to load the page in it."""
+    async with await browser.new_context(**LOOK) as context:
+        yield Tab(await context.new_page())
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def page(browser: Browser, server: Stub) -> AsyncIterator[Page]:
-    """A page of the stub's user."""
-    async with opened(browser, server.sign_in_link()) as page:
-        yield page
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def stub() -> AsyncIterator[Stub]:
+    async with Stub() as stub:
+        yield stub
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def server(stub: Stub, tab: Tab, request: pytest.FixtureRequest) -> Stub:
+    """The stub, of which nobody has ordered anything yet."""
+    keeps = "page" in request.fixturenames and not request.node.get_closest_marker("loaded")
+    if not (keeps and tab.is_kept):
+        await tab.leave()
+        await stub.begin_anew()
+    return stub
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def page(tab: Tab, server: Stub, request: pytest.FixtureRequest) -> AsyncIterator[Page]:
+    """The page of the stub's user with nothing on it, open since an earlier test; a test may want it `loaded`."""
+    if request.node.get_closest_marker("loaded"):
+        async with tab.signed_in(server.sign_in_link()) as page:
+            yield page
+    else:
+        async with tab.kept(server) as page:
+            yield page
+
+
+@pytest.fixture(scope="session")
+def place(
+    databases: Databases,
+    sqs_server: QueueServer,
+    simulator: Running,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Place]:
+    """A place for all tests of the whole system: each has users of its own."""
+    folder = tmp_path_factory.mktemp("browser")
+    with databases.lent() as dsn, new_place(dsn, sqs_server, simulator, folder) as place:
+        yield place
+
+
+@pytest.fixture
+def user() -> str:
+    """Somebody who was never here."""
+    return f"ann-{uuid4().hex[:8]}"

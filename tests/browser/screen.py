@@ -5,33 +5,104 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.async_api import Browser, Locator, Page, Route
+from playwright.async_api import ConsoleMessage, Locator, Page, Route
+from tests.browser.stub import Stub
 
 # nothing moves: to draw what waits sixty times a second costs more than all that the tests ask of a page
 LOOK: dict[str, Any] = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"}
 
 
-@asynccontextmanager
-async def opened(browser: Browser, sign_in_link: str) -> AsyncIterator[Page]:
-    """A page that is signed in and live. An error of a script or a breach of the policy fails the test.
+# the page goes quiet as one that its browser keeps in memory does, and remembers nothing
+LEAVE = """() => {
+  if (location.protocol === 'about:') return;
+  dispatchEvent(new PageTransitionEvent('pagehide'));
+  sessionStorage.clear();
+  localStorage.clear();
+}"""
+# nothing is open, typed, chosen or told any more
+CLEAR = """() => {
+  document.querySelector('dialog').close();
+  const prompt = document.querySelector('#prompt');
+  prompt.value = '';
+  prompt.dispatchEvent(new Event('input', {bubbles: true}));
+  document.querySelector('#filter button').click();
+  document.querySelector('#news').replaceChildren();
+  document.activeElement.blur();
+  scrollTo(0, 0);
+}"""
 
-    The link's form is sent without its page, which costs as much as the page behind it and has tests of its own.
-    """
-    link = urlsplit(sign_in_link)
-    server = f"{link.scheme}://{link.netloc}"
-    wrong: list[str] = []
-    async with await browser.new_context(**LOOK) as context:
-        page = await context.new_page()
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("console", lambda line: wrong.append(line.text) if "Content Security" in line.text else None)
-        signed = await context.request.post(
+
+class Tab:
+    """A tab of a signed-in person. An error of a script or a breach of the policy fails the test that has it."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self.is_kept = False  # it shows a page that is live and has nothing on it
+        self._wrong: list[str] = []
+        page.on("pageerror", lambda error: self._wrong.append(str(error)))
+        page.on("console", self._note)
+
+    def _note(self, line: ConsoleMessage) -> None:
+        if "Content Security" in line.text:
+            self._wrong.append(line.text)
+
+    @asynccontextmanager
+    async def signed_in(self, sign_in_link: str) -> AsyncIterator[Page]:
+        """The page behind a sign-in link, loaded and live; afterwards nobody is signed in here."""
+        await self._load(sign_in_link)
+        try:
+            yield self._page
+            assert not self._wrong
+        finally:
+            await self._tidy()
+            await self.leave()
+
+    @asynccontextmanager
+    async def kept(self, server: Stub) -> AsyncIterator[Page]:
+        """The page with nothing on it, which is loaded only if the test before has not left it so."""
+        if not self.is_kept:
+            await self._load(server.sign_in_link())
+        self.is_kept = False
+        try:
+            yield self._page
+            assert not self._wrong
+        finally:
+            await self._tidy()
+        await self._page.evaluate(CLEAR)
+        server.forget_all()
+        server.tell_reset()
+        await self._page.locator("#empty").wait_for()
+        await live(self._page)
+        self.is_kept = True
+
+    async def leave(self) -> None:
+        """Sign out of a page that was kept."""
+        self.is_kept = False
+        await self._page.evaluate(LEAVE)
+        await self._page.context.clear_cookies()
+
+    async def _load(self, sign_in_link: str) -> None:
+        """Send the link's form without its page, which costs as much as the page behind it and has its own tests."""
+        link = urlsplit(sign_in_link)
+        server = f"{link.scheme}://{link.netloc}"
+        signed = await self._page.request.post(
             sign_in_link, form={}, headers={"Origin": server}, max_redirects=0
         )
         assert signed.status == 303
-        await page.goto(server)
-        await live(page)
-        yield page
-    assert not wrong
+        self.is_kept = False
+        self._wrong.clear()
+        await self._page.goto(server)
+        await live(self._page)
+
+    async def _tidy(self) -> None:
+        page, context = self._page, self._page.context
+        for other in context.pages:
+            if other is not page:
+                await other.close()
+        await page.unroute_all(behavior="ignoreErrors")
+        await context.unroute_all(behavior="ignoreErrors")
+        await page.set_viewport_size(LOOK["viewport"])
+        await page.emulate_media(reduced_motion="reduce", color_scheme="light", forced_colors="none")
 
 
 async def live(page: Page) -> None:

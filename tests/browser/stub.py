@@ -6,7 +6,7 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 from aiohttp import web
@@ -61,6 +61,16 @@ class Stub:
     """One user, signed in by a ticket; sessions change by the methods, as a worker would change them."""
 
     def __init__(self) -> None:
+        self.folders: dict[str, Path] = {}  # what else is shown, by path; set before the start
+        self._numbers = itertools.count(1)
+        self._streams: set[asyncio.Queue[str | None]] = set()
+        self._runner: web.AppRunner | None = None
+        self._port = 0
+        self.forget_all()
+        self._forget_who_is_signed_in()
+
+    def forget_all(self) -> None:
+        """Forget whatever somebody has ordered and broken, but not who is signed in and hears."""
         self.sessions: dict[str, Item] = {}
         self.images: dict[str, bytes] = {}
         self.balance = 1_000
@@ -68,16 +78,29 @@ class Stub:
         self.lose_answer = False  # the next order is taken, its answer lost
         self.gate: Item = {"state": "open", "until": None}
         self.asked: list[str] = []  # paths of the API, as they came
-        self.folders: dict[str, Path] = {}  # what else is shown, by path; set before the start
         self._versions: dict[str, int] = {}
-        self._numbers = itertools.count(1)
         self._history = uuid4().hex[:8]  # a cursor of another history means nothing here
-        self._streams: set[asyncio.Queue[str | None]] = set()
+        self._by_key: dict[str, str] = {}
+
+    def _forget_who_is_signed_in(self) -> None:
         self._tickets: set[str] = set()
         self._tokens: set[str] = set()
-        self._by_key: dict[str, str] = {}
-        self._runner: web.AppRunner | None = None
-        self._port = 0
+        self.end_streams()
+        self._streams.clear()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def begin_anew(self) -> None:
+        """Forget all that there was, at the same address."""
+        if self._runner is None:
+            await self.start()
+        self.forget_all()
+        self._forget_who_is_signed_in()
 
     @property
     def url(self) -> str:
@@ -268,6 +291,8 @@ class Stub:
         if not response.prepared:
             response.headers["Content-Security-Policy"] = POLICY
             response.headers["X-Content-Type-Options"] = "nosniff"
+            if request.path.startswith("/page/"):
+                response.headers["Cache-Control"] = "max-age=3600"  # asked for once in a test run
         return response
 
     async def _index(self, _: web.Request) -> web.StreamResponse:

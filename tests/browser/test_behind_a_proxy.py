@@ -14,7 +14,7 @@ from tests.process.place import Place
 from tests.process.served import Served, serve
 from tests.proxies import certificate, nginx_serves
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 DOCS = (Path(__file__).parents[2] / "docs" / "behind-a-proxy.md").read_text()
 WHOLE, BELOW = re.findall(r"```nginx\n(.*?)```", DOCS, re.DOTALL)
@@ -43,14 +43,14 @@ def proxied(place: Place, path: str, *more: str) -> Iterator[tuple[Served, str]]
 
 @pytest.mark.parametrize(("path", "password"), [("", True), ("/images", False)], ids=["password", "path"])
 async def test_a_user_signs_in_orders_sees_the_failure_and_leaves(
-    browser: Browser, place: Place, path: str, password: bool
+    browser: Browser, place: Place, user: str, path: str, password: bool
 ) -> None:
     more: tuple[str, ...] = ()
     if password:
         (place.folder / "passwords").write_text("ann:{PLAIN}open\n")
         more = (f"auth_basic gate; auth_basic_user_file {place.folder}/passwords;",)
     with proxied(place, path, *more) as (_, seen):
-        link = place.genctl("token", "--user", "ann", "--link", GENCTL_PUBLIC_URL=seen)["signIn"]
+        link = place.genctl("token", "--user", user, "--link", GENCTL_PUBLIC_URL=seen)["signIn"]
         assert link.startswith(f"{seen}/signin?")
         async with await browser.new_context(
             **LOOK, ignore_https_errors=True, http_credentials={"username": "ann", "password": "open"}
@@ -67,7 +67,7 @@ async def test_a_user_signs_in_orders_sees_the_failure_and_leaves(
             await page.keyboard.press("Enter")
             await expect(page.locator(".card")).to_have_attribute("data-status", "queued")
             with place.worker():
-                (row,) = place.sql("select id from generation_sessions")
+                (row,) = place.sql("select id from generation_sessions where user_id = %s", user)
                 await expect(card(page, row["id"])).to_have_attribute("data-status", "failed", timeout=20_000)
             await page.get_by_role("button", name="Sign out").click()
             await expect(page.locator("#signed-out")).to_be_visible()

@@ -16,7 +16,7 @@ from tests.kit import free_port
 from tests.process.place import Place
 from tests.process.served import Served, serve
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 REACT = Path(__file__).parents[2] / "examples" / "react"
 STRANGER = """<!doctype html><title>elsewhere</title><p role="status"></p><ul></ul><script type="module">
@@ -42,7 +42,7 @@ window.order = (prompt) => store.order(prompt);
 </script>"""
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def in_react(browser: Browser) -> AsyncIterator[tuple[Page, Stub]]:
     """The example, built and served beside the API."""
     if not (REACT / "node_modules/esbuild").exists():

@@ -5,14 +5,14 @@ import signal
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.async_api import Browser, Page
-from tests.browser.screen import opened
+from playwright.async_api import Page
+from tests.browser.screen import Tab
 from tests.kit import free_port, until
 from tests.process.place import Place
 from tests.process.served import serve
 from tests.stream.shop import Shop
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 LISTEN = """() => {
   window.told = [];
@@ -31,9 +31,7 @@ async def heard(page: Page, count: int) -> list[str]:
     return await until(lambda: page.evaluate(TOLD, count))
 
 
-async def test_it_hears_what_failed_while_the_server_was_ended_or_killed(
-    browser: Browser, place: Place
-) -> None:
+async def test_it_hears_what_failed_while_the_server_was_ended_or_killed(tab: Tab, place: Place) -> None:
     """It goes on behind the last id by itself, and hears each failure once, in order."""
     port = free_port()
     link = place.genctl("token", "--user", "ann", "--link", GENCTL_API_URL=f"http://127.0.0.1:{port}")[
@@ -43,7 +41,7 @@ async def test_it_hears_what_failed_while_the_server_was_ended_or_killed(
     async with Shop.open(place.dsn) as shop:
         with serve(place, port) as api:
             await api.ready()
-            async with opened(browser, link) as page:
+            async with tab.signed_in(link) as page:
                 await page.evaluate(LISTEN)
                 await until(lambda: page.evaluate("window.readies === 1"))
                 expected = await shop.fail("ann", 2)

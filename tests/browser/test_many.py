@@ -6,7 +6,7 @@ from tests.browser.screen import card, live
 from tests.browser.stub import Stub
 from tests.kit import until
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 COUNT_CHANGES = """() => {
   window.touched = new Set();

@@ -10,7 +10,7 @@ from tests.browser.screen import LOOK, card, come_back, keep_answering, live
 from tests.browser.stub import SENTENCE, Stub
 from tests.kit import until
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -175,6 +175,7 @@ async def test_a_refused_order_says_why_and_gives_the_prompt_back(page: Page, se
     await expect(page.locator(".card")).to_have_count(0)
 
 
+@pytest.mark.loaded
 async def test_the_native_event_source_comes_back_after_a_restart_and_catches_up(
     page: Page, server: Stub
 ) -> None:
@@ -189,6 +190,7 @@ async def test_the_native_event_source_comes_back_after_a_restart_and_catches_up
     await expect(page.locator("#behind")).to_be_hidden()
 
 
+@pytest.mark.loaded
 async def test_a_stream_that_the_browser_gave_up_is_opened_again(page: Page, server: Stub) -> None:
     """An answer other than 200 ends an EventSource for good."""
     session_id = await shown(page, server)
@@ -200,26 +202,6 @@ async def test_a_stream_that_the_browser_gave_up_is_opened_again(page: Page, ser
     server.broken = False
     await expect(card(page, session_id)).to_have_attribute("data-status", "failed", timeout=15_000)
     await live(page)
-
-
-async def test_silence_beyond_the_heartbeat_is_death(browser: Browser, server: Stub) -> None:
-    context = await browser.new_context(**LOOK)
-    page = await context.new_page()
-    await page.clock.install()
-    server.enqueue("waiting")
-    await page.goto(server.sign_in_link())
-    await live(page)
-    opened: list[str] = []
-    page.on("request", lambda request: opened.append(request.url) if "/events" in request.url else None)
-    for _ in range(2):
-        await page.clock.run_for(15_000)
-        async with page.expect_request("**/sessions?*"):  # a card waits, so the heartbeat is seen
-            server.tell_heartbeat()
-    assert not opened
-    async with page.expect_request("**/events?lastEventId=*"):
-        await page.clock.run_for(25_000)
-    await live(page)
-    await context.close()
 
 
 async def test_after_a_reset_the_page_shows_what_the_database_holds(page: Page, server: Stub) -> None:
@@ -255,24 +237,7 @@ async def test_a_waiting_card_learns_from_the_heartbeat_that_its_job_started(
     await expect(card(page, session_id)).to_have_attribute("data-status", "processing")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_360_px_are_enough(browser: Browser, server: Stub, scheme: str) -> None:
-    context = await browser.new_context(
-        **LOOK | {"viewport": {"width": 360, "height": 740}, "color_scheme": scheme}
-    )
-    page = await context.new_page()
-    server.fail(server.enqueue("x" * 300), userMessage="y" * 300, code="Z" * 100, requestId="0" * 200)
-    server.fail(server.enqueue("a cat"), refundedCredits=0, refundedAt=None, refundError="release failed")
-    server.enqueue("waiting")
-    await page.goto(server.sign_in_link())
-    await expect(page.locator(".card")).to_have_count(3)
-    wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    assert await page.evaluate(wide) == 0
-    await page.locator(".card[data-status=failed] .prompt").last.click()
-    assert await page.evaluate("(d => d.scrollWidth - d.clientWidth)(document.querySelector('dialog'))") == 0
-    await context.close()
-
-
+@pytest.mark.loaded
 async def test_the_keyboard_opens_and_closes_the_dialog(page: Page, server: Stub) -> None:
     session_id = await shown(page, server)
     server.fail(session_id)
@@ -308,6 +273,7 @@ async def test_ids_can_be_copied(page: Page, server: Stub) -> None:
     assert await page.evaluate("navigator.clipboard.readText()") == session_id  # a failed one adds its codes
 
 
+@pytest.mark.loaded
 async def test_a_flip_is_announced_and_the_first_list_is_not(page: Page, server: Stub) -> None:
     session_id = await shown(page, server)
     await expect(page.locator("#news")).to_have_text("")
@@ -358,6 +324,7 @@ async def test_a_page_that_is_not_signed_in_says_how(browser: Browser, server: S
     await context.close()
 
 
+@pytest.mark.loaded
 async def test_a_session_that_ends_on_the_way_signs_the_page_out(page: Page, server: Stub) -> None:
     await shown(page, server)
     server.sign_out()
@@ -369,19 +336,18 @@ async def test_a_session_that_ends_on_the_way_signs_the_page_out(page: Page, ser
 
 async def test_a_used_ticket_signs_nobody_in_and_says_so(browser: Browser, server: Stub) -> None:
     link = server.sign_in_link()
-    for context in [await browser.new_context(**LOOK), await browser.new_context(**LOOK)]:
-        page = await context.new_page()
+    async with await browser.new_context(**LOOK) as first, await browser.new_context(**LOOK) as second:
+        page = await first.new_page()
         await page.goto(link)
-        if context is browser.contexts[0]:
-            await page.wait_for_url(f"{server.url}/")
-        else:
-            await expect(page.get_by_role("status")).to_contain_text("used before")
-            await expect(page.get_by_role("button", name="Sign in")).to_be_hidden()
-            await expect(page.get_by_role("link", name="To your images")).to_be_visible()
-    for context in browser.contexts:
-        await context.close()
+        await page.wait_for_url(f"{server.url}/")
+        page = await second.new_page()
+        await page.goto(link)
+        await expect(page.get_by_role("status")).to_contain_text("used before")
+        await expect(page.get_by_role("button", name="Sign in")).to_be_hidden()
+        await expect(page.get_by_role("link", name="To your images")).to_be_visible()
 
 
+@pytest.mark.loaded
 async def test_a_page_opened_while_the_database_is_away_says_so_and_recovers(
     page: Page, server: Stub
 ) -> None:

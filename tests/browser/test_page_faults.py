@@ -14,9 +14,7 @@ from tests.browser.screen import LOOK, card, live
 from tests.browser.stub import Stub
 from tests.kit import until
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-STREAM = "**/api/seedream4/events*"
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 @asynccontextmanager
@@ -71,49 +69,7 @@ async def test_an_end_that_was_planned_shows_no_banner(page: Page, server: Stub)
     assert await page.evaluate("window.banners") == 0
 
 
-async def test_an_order_reaches_its_end_while_the_stream_is_blocked(browser: Browser, server: Stub) -> None:
-    async with visitor(browser, server) as context:
-        await context.route(STREAM, lambda route: route.abort())
-        page = await another(context, server)
-        await order(page, "a fox")
-        own = page.locator(".card")
-        await expect(own).to_have_attribute("data-status", "queued")
-        await expect(page.locator("#behind")).to_be_visible()
-        await expect(page.locator("#stream .word")).to_have_text("Not up to date")
-        server.fail(next(iter(server.sessions)))
-        await expect(own).to_have_attribute("data-status", "failed", timeout=15_000)
-
-
-async def test_a_stream_that_hangs_is_told_after_three_seconds(browser: Browser, server: Stub) -> None:
-    async def hang(_: Route) -> None:
-        """Answer nothing."""
-
-    async with visitor(browser, server) as context:
-        await context.route(STREAM, hang)
-        page = await another(context, server)
-        await expect(page.locator("#behind")).to_be_visible(timeout=4_500)
-        await expect(page.locator("#behind")).to_contain_text("News may be missing.")
-
-
-async def test_a_live_stream_that_falls_silent_is_told_three_seconds_after_its_heartbeat_was_due(
-    browser: Browser, server: Stub
-) -> None:
-    async with visitor(browser, server) as context:
-        await context.clock.install()
-        page = await another(context, server)
-        await live(page)
-        await context.clock.run_for(15_500)
-        await live(page)
-        await context.clock.run_for(1_000)
-        await expect(page.locator("#stream .word")).to_have_text("Catching up")
-        await expect(page.locator("#behind")).to_be_hidden()
-        await context.clock.run_for(2_000)
-        await expect(page.locator("#behind")).to_contain_text("Cards show how things stood at")
-        server.tell_heartbeat()
-        await live(page)
-        await expect(page.locator("#behind")).to_be_hidden()
-
-
+@pytest.mark.loaded
 async def test_a_page_that_was_stopped_catches_up_when_it_goes_on(page: Page, server: Stub) -> None:
     """As by a machine that sleeps: headless Chromium obeys no Page.setWebLifecycleState, so its renderers are stopped."""
     session = server.enqueue("x")
@@ -196,48 +152,21 @@ async def test_storage_that_is_forbidden_takes_nothing_but_the_draft(browser: Br
         await expect(page.locator(".card")).to_have_attribute("data-status", "queued")
 
 
-async def test_a_clock_that_is_an_hour_off_neither_hides_nor_claims(browser: Browser, server: Stub) -> None:
-    server.complete(server.enqueue("older", ago_s=60), b"no image", kept_h=0.5)
-    for hours in (-1, 1):
-        skew = f"const real = Date.now; Date.now = () => real() + {hours} * 3600e3;"
-        async with visitor(browser, server, skew) as context:
-            page = await another(context, server)
-            await live(page)
-            await order(page, f"off by {hours}")
-            await expect(page.locator(".card .prompt").first).to_have_text(f"off by {hours}")
-            await expect(page.locator(".card").first).to_have_attribute("data-status", "queued")
-            await page.reload()
-            await expect(page.locator(".card .prompt").first).to_have_text(f"off by {hours}")
-            await expect(page.locator(".card").first.locator(".waiting")).to_have_text("Waiting for its turn")
-            await expect(page.locator(".card .when").first).to_have_text(re.compile("just now|^[0-9]+ s ago"))
-            gone = page.locator(".card[data-status=completed] .waiting")
-            await expect(gone).to_have_text("The image cannot be shown here.")  # it has not expired
-
-
 # -- tabs ------------------------------------------------------------------------------------------
 
 
-async def test_ten_tabs_have_one_stream_and_each_of_them_orders(browser: Browser, server: Stub) -> None:
-    async with visitor(browser, server) as context:
-        tabs = [await another(context, server) for _ in range(10)]
-        for tab in tabs:
-            await live(tab)
-        assert server.streams == 1
-        await asyncio.gather(*(order(tab, f"from tab {number}") for number, tab in enumerate(tabs)))
-        await until(lambda: _is(len(server.sessions) == 10))
-        session = server.enqueue("for all")
-        server.fail(session)
-        for tab in tabs:
-            await expect(card(tab, session)).to_have_attribute("data-status", "failed", timeout=3_000)
-
-
-async def test_the_end_of_the_leading_tab_is_healed_in_a_second(browser: Browser, server: Stub) -> None:
+async def test_tabs_have_one_stream_from_each_of_them_one_orders_and_the_end_of_the_leader_is_healed(
+    browser: Browser, server: Stub
+) -> None:
     async with visitor(browser, server) as context:
         first = await another(context, server)
         await live(first)
         second, third = await another(context, server), await another(context, server)
         await live(second)
         await live(third)
+        assert server.streams == 1
+        await asyncio.gather(*(order(tab, "a fox") for tab in (first, second, third)))
+        await until(lambda: _is(len(server.sessions) == 3))
         session = server.enqueue("between two leaders")
         await first.close()
         server.fail(session)  # whoever leads next must be told of it
@@ -251,6 +180,7 @@ async def test_the_end_of_the_leading_tab_is_healed_in_a_second(browser: Browser
 # -- what was typed --------------------------------------------------------------------------------
 
 
+@pytest.mark.loaded
 async def test_an_order_that_cannot_be_sent_waits_as_a_card_and_is_paid_once(
     page: Page, server: Stub
 ) -> None:
@@ -280,14 +210,7 @@ async def test_an_order_that_cannot_be_sent_waits_as_a_card_and_is_paid_once(
     await expect(own).to_have_count(1)
 
 
-async def test_an_unsent_order_can_be_discarded(page: Page, server: Stub) -> None:
-    await page.route("**/generations", lambda route: route.abort())
-    await order(page, "a fox")
-    await page.get_by_role("button", name="Discard").click(timeout=10_000)
-    await expect(page.locator(".card")).to_have_count(0)
-    await expect(page.locator("#prompt")).to_be_focused()
-
-
+@pytest.mark.loaded
 async def test_a_draft_outlives_a_reload_and_a_sign_in(page: Page, server: Stub) -> None:
     await page.locator("#prompt").fill("a fox that nobody has sent yet")
     await page.reload()
@@ -299,7 +222,10 @@ async def test_a_draft_outlives_a_reload_and_a_sign_in(page: Page, server: Stub)
     await expect(page.locator("#prompt")).to_have_value("a fox that nobody has sent yet")
 
 
-async def test_a_refusal_takes_no_text_that_was_typed_meanwhile(page: Page, server: Stub) -> None:
+@pytest.mark.loaded
+async def test_a_refusal_takes_no_text_that_was_typed_meanwhile_and_can_be_discarded(
+    page: Page, server: Stub
+) -> None:
     server.balance = 2
     gate = asyncio.Event()
 
@@ -314,8 +240,12 @@ async def test_a_refusal_takes_no_text_that_was_typed_meanwhile(page: Page, serv
     await expect(page.locator(".card")).to_have_attribute("data-status", "unsent")
     await expect(page.locator("#prompt")).to_have_value("the second")
     await expect(page.locator(".card .waiting")).to_have_text("An image costs 4 credits and you have 2.")
+    await page.get_by_role("button", name="Discard").click()
+    await expect(page.locator(".card")).to_have_count(0)
+    await expect(page.locator("#prompt")).to_be_focused()
 
 
+@pytest.mark.loaded
 async def test_a_redrive_with_another_prompt_takes_the_refused_one_off_the_card(
     page: Page, server: Stub
 ) -> None:

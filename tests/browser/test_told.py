@@ -1,20 +1,18 @@
 """What a person wants to know: price, state, end, and what can be done; in every look, for everybody."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from playwright.async_api import Browser, Page, Route, expect
-from tests.browser.screen import LOOK, card, live
+from tests.browser.screen import LOOK, card, come_back
 from tests.browser.stub import SENTENCE, Stub
 from tests.browser.test_page import PIXEL, shown
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 AXE = Path(__file__).parents[1] / "js/node_modules/axe-core/axe.min.js"
 BODY = '{"error": {"code": "OutputImageSensitiveContentDetected", "message": "<b>no</b>"}}'
+TOO_WIDE = "element => element.scrollWidth - element.clientWidth"
 BIDI = "\u202eevil\u202c \u05e9\u05dc\u05d5\u05dd " + "x" * 10_000
 
 
@@ -49,6 +47,7 @@ async def test_a_failed_image_can_be_tried_again_at_its_price(page: Page, server
     assert server.sessions[made]["params"] == {"size": "4K"}
 
 
+@pytest.mark.loaded
 async def test_a_complaint_goes_once_somebody_does_something_about_it(page: Page, server: Stub) -> None:
     session = await shown(page, server)
     server.fail(session)
@@ -87,6 +86,7 @@ async def test_an_image_that_waits_can_be_cancelled_and_one_that_is_made_cannot(
     await expect(card(page, session).locator(".status")).to_have_text("Cancelled")
 
 
+@pytest.mark.loaded
 async def test_what_hides_itself_when_it_is_used_does_not_drop_the_focus(page: Page, server: Stub) -> None:
     session = await shown(page, server)
     await card(page, session).locator(".prompt").click()
@@ -219,6 +219,7 @@ async def test_a_filter_hides_nothing_that_was_just_ordered(page: Page, server: 
     await expect(page.locator(".card:visible")).to_have_count(4)
 
 
+@pytest.mark.loaded
 async def test_news_is_heard_while_the_dialog_is_open(page: Page, server: Stub) -> None:
     session, other = await shown(page, server), await shown(page, server, "another")
     await card(page, session).locator(".prompt").click()
@@ -244,70 +245,74 @@ async def test_prompts_of_any_length_and_direction_break_nothing(page: Page, ser
 # -- every look, for everybody ---------------------------------------------------------------------
 
 
-@asynccontextmanager
-async def everything(browser: Browser, server: Stub, width: int = 1280, **look: Any) -> AsyncIterator[Page]:
-    """A page with a card of each kind."""
-    for number in range(2):
-        server.fail(server.enqueue("refused " * 12), refundedCredits=4 * number, providerBody=BODY)
+async def show_everything(page: Page, server: Stub) -> None:
+    """A card of each kind, one of which is full of long words."""
+    server.fail(server.enqueue("x" * 300), userMessage="y" * 300, code="Z" * 100, requestId="0" * 200)
+    server.fail(server.enqueue("refused " * 12), refundedCredits=0, providerBody=BODY)
     server.complete(server.enqueue("made"), PIXEL, images=2)
     server.complete(server.enqueue("gone"), PIXEL, kept_h=-1)
     server.begin(server.enqueue("begun"))
     server.enqueue("waits")
-    async with await browser.new_context(
-        **LOOK | {"viewport": {"width": width, "height": 900}} | look
-    ) as context:
-        page = await context.new_page()
-        await page.goto(server.sign_in_link())
-        await live(page)
-        await page.route("**/generations", lambda route: route.abort())
-        await page.locator("#prompt").fill("cannot be sent")
-        await page.keyboard.press("Enter")
-        await page.locator(".card[data-status=unsent]").wait_for()
-        await expect(page.locator(".card")).to_have_count(7)
-        yield page
+    server.gate = {"state": "paused", "until": None}
+    await page.route("**/generations", lambda route: route.abort())
+    await page.locator("#prompt").fill("cannot be sent")
+    await page.keyboard.press("Enter")
+    await page.locator(".card[data-status=unsent]").wait_for()
+    await come_back(page)
+    server.tell_heartbeat(fresh=False, since="2026-11-24T12:04:31.000Z")
+    await page.locator("#behind").wait_for()
+    await page.locator("#gate").wait_for()
+    await expect(page.locator(".card")).to_have_count(7)
 
 
-async def violations(page: Page) -> list[str]:
-    if not AXE.exists():
-        pytest.skip("axe is not installed: npm install --prefix tests/js")
-    await page.evaluate(AXE.read_text("utf-8"))
-    found = await page.evaluate("axe.run({resultTypes: ['violations']}).then(({violations}) => violations)")
+async def violations(page: Page, within: str = "body") -> list[str]:
+    """What axe finds there in light, and by the colours in dark."""
+    found = []
+    for scheme, rules in (("light", {}), ("dark", {"runOnly": ["color-contrast"]})):
+        await page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        asked = "([where, options]) => axe.run(where, options).then(({violations}) => violations)"
+        found += await page.evaluate(
+            asked, [within, {"resultTypes": ["violations"], "preload": False, **rules}]
+        )
     return [f"{one['id']}: {[node['html'] for node in one['nodes']]}" for one in found]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_axe_finds_nothing_in_any_state(browser: Browser, server: Stub, scheme: str) -> None:
-    async with everything(browser, server, color_scheme=scheme) as page:
-        server.tell_heartbeat(fresh=False, since="2026-11-24T12:04:31.000Z")
-        server.gate = {"state": "paused", "until": None}
-        await page.evaluate("window.dispatchEvent(new Event('focus'))")
-        await page.locator("#behind").wait_for()
-        await page.locator("#gate").wait_for()
-        assert await violations(page) == []
-        for status in ("failed", "completed", "queued"):
-            await page.locator(f".card[data-status={status}] .prompt").first.click()
-            for folded in await page.locator("dialog summary:visible").all():
-                await folded.click()
-            assert await violations(page) == []
-            await page.keyboard.press("Escape")
-        await page.get_by_role("button", name="Sign out").click()
-        await page.locator("#signed-out").wait_for()
-        assert await violations(page) == []
-
-
-@pytest.mark.parametrize("width", [320, 2560])
-async def test_nothing_is_cut_off_at_320_px_and_the_width_is_used_beyond(
-    browser: Browser, server: Stub, width: int
+@pytest.mark.loaded
+async def test_in_any_state_axe_finds_nothing_and_nothing_is_cut_off_at_any_width(
+    page: Page, server: Stub
 ) -> None:
-    async with everything(browser, server, width) as page:
-        wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        assert await page.evaluate(wide) == 0
+    if not AXE.exists():
+        pytest.skip("axe is not installed: npm install --prefix tests/js")
+    await show_everything(page, server)
+    await page.evaluate(AXE.read_text("utf-8"))
+    assert await violations(page) == []
+    for width in (320, 2560):
+        await page.set_viewport_size({"width": width, "height": 900})
+        assert await page.locator("html").evaluate(TOO_WIDE) == 0
         box = await page.locator("#cards").bounding_box()
         assert box
         assert box["width"] > 0.9 * width - 10
-        await page.locator(".card[data-status=failed] .prompt").first.click()
-        frame = "(d => d.scrollWidth - d.clientWidth)(document.querySelector('dialog .frame'))"
-        assert await page.evaluate(frame) == 0
+        for failed in await page.locator(".card[data-status=failed] .prompt").all():
+            await failed.click()
+            assert await page.locator("dialog .frame").evaluate(TOO_WIDE) == 0
+            await page.keyboard.press("Escape")
+    await page.emulate_media(forced_colors="active")
+    dot, ground = [
+        await page.locator(one).evaluate("element => getComputedStyle(element).backgroundColor")
+        for one in ("#stream .dot", "body")
+    ]
+    assert dot != ground
+    await page.emulate_media(forced_colors="none")
+    await page.set_viewport_size(LOOK["viewport"])
+    for status in ("failed", "completed", "queued"):
+        await page.locator(f".card[data-status={status}] .prompt").first.click()
+        for folded in await page.locator("dialog summary:visible").all():
+            await folded.click()
+        assert await violations(page, "dialog") == []
+        await page.keyboard.press("Escape")
+    await page.get_by_role("button", name="Sign out").click()
+    await page.locator("#signed-out").wait_for()
+    assert await violations(page) == []
 
 
 async def test_a_prompt_of_one_line_begins_where_one_of_two_begins(page: Page, server: Stub) -> None:
@@ -321,13 +326,6 @@ async def test_a_prompt_of_one_line_begins_where_one_of_two_begins(page: Page, s
     }"""
     one, two = [await text.evaluate(top) for text in texts]
     assert one == pytest.approx(two, abs=1)
-
-
-async def test_forced_colours_keep_the_dot(browser: Browser, server: Stub) -> None:
-    async with everything(browser, server, forced_colors="active") as page:
-        colours = "element => [getComputedStyle(element).backgroundColor, getComputedStyle(document.body).backgroundColor]"
-        dot, ground = await page.locator("#stream .dot").evaluate(colours)
-        assert dot != ground
 
 
 async def test_without_scripts_the_page_says_so(browser: Browser, server: Stub) -> None:

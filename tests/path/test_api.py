@@ -20,7 +20,7 @@ from tests.path.test_bridge import change, fail
 
 from genctl.base.tokens import Tokens
 from genctl.domain.orders import LONGEST_PROMPT
-from genctl.services import stream, streams
+from genctl.services import stream
 from genctl.services.api import page_of
 from genctl.services.site import Site
 from genctl.tools.seedream4 import TOOL
@@ -399,7 +399,7 @@ async def test_a_reader_that_does_not_read_is_cut_off(
     kit: Kit, client: Client, monkeypatch: pytest.MonkeyPatch, at_a_time: int
 ) -> None:
     """Its queue never grows, and the others don't notice; one that takes a byte at a time is no better."""
-    monkeypatch.setattr(streams, "WRITE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(stream, "WRITE_TIMEOUT_S", 0.3)
     start = (await client.get("/sessions"))["lastEventId"]
     await kit.query(MUCH_TO_TELL)
     host, port = client.url.removeprefix("http://").split(":")

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import json
-import random
 import re
 import socket
 import ssl
@@ -13,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,10 @@ from cryptography.x509.oid import NameOID
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 from genctl.edges import credentials, http, rds
-from genctl.edges.aws import Keys, SqsEndpoint
-from genctl.edges.lookups import LOOKUPS
+from genctl.edges.aws import CONNECT_TIMEOUT_S, Keys, SqsEndpoint
+from genctl.edges.lookups import busy_s
 from genctl.edges.rds import Login
-from genctl.edges.sqs import _REGION, Sqs
+from genctl.edges.sqs import Sqs
 
 REAL = Settings(database_url="postgresql://db/x")
 URL = "https://sqs.eu-west-1.amazonaws.com/123456789012/jobs"
@@ -53,9 +53,6 @@ retry_mode = adaptive
 [profile local]
 region = ap-south-1
 services = here
-[profile alive]
-region = eu-west-1
-tcp_keepalive = true
 [services here]
 sqs =
   endpoint_url = http://localhost:4566/base/
@@ -140,41 +137,28 @@ def told(agent: str) -> list[str]:
 
 # --- retries, time-outs, sockets --------------------------------------------------------------
 
-STEADY = (503, "ServiceUnavailable")
-OFTEN = (400, "ThrottlingException")
-
 
 @pytest.mark.parametrize(
-    ("variables", "refusal"),
+    "variables",
     [
-        ({"AWS_RETRY_MODE": "legacy"}, STEADY),
-        ({"AWS_RETRY_MODE": "legacy"}, OFTEN),
-        ({"AWS_RETRY_MODE": "legacy", "AWS_MAX_ATTEMPTS": "2"}, STEADY),
-        ({"AWS_RETRY_MODE": "standard"}, STEADY),
-        ({"AWS_RETRY_MODE": "standard"}, OFTEN),
-        ({"AWS_RETRY_MODE": "standard", "AWS_MAX_ATTEMPTS": "8"}, OFTEN),
-        ({"AWS_DEFAULTS_MODE": "in-region"}, STEADY),
-        ({"AWS_PROFILE": "gov"}, STEADY),  # its mode is adaptive
-        ({"AWS_MAX_ATTEMPTS": "1"}, STEADY),
+        {"AWS_MAX_ATTEMPTS": "1"},
+        {"AWS_RETRY_MODE": "legacy", "AWS_MAX_ATTEMPTS": "2"},
+        {"AWS_PROFILE": "gov"},
     ],
 )
-async def test_a_call_is_tried_as_often_and_as_late_as_boto3s(
-    env: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
-    variables: dict[str, str],
-    refusal: tuple[int, str],
+async def test_a_call_is_tried_as_often_as_boto3s(
+    env: Callable[..., None], monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
 ) -> None:
-    """Both get the same jitter, and nobody waits."""
+    """Nobody waits."""
     env(**{"AWS_DEFAULT_REGION": "eu-west-1"} | variables)
-    status, code = refusal
-    body = json.dumps({"__type": code, "message": "not now"}).encode()
+    body = json.dumps({"__type": "ServiceUnavailable", "message": "not now"}).encode()
     theirs, ours = list[float](), list[float]()
 
     def refuse(request: Any, **_: object) -> AWSResponse:
-        return AWSResponse(request.url, status, HTTPHeaders(), Answered(body))
+        return AWSResponse(request.url, 503, HTTPHeaders(), Answered(body))
 
     async def post(*_: object) -> tuple[int, bytes]:
-        return status, body
+        return 503, body
 
     async def wait(seconds: float) -> None:
         ours.append(seconds)
@@ -186,58 +170,37 @@ async def test_a_call_is_tried_as_often_and_as_late_as_boto3s(
             patch.setattr("time.sleep", theirs.append)
             patch.setattr("asyncio.sleep", wait)
             patch.setattr(sqs, "_post", post)
-            random.seed(26)
-            with pytest.raises(ClientError, match=code):
+            with pytest.raises(ClientError, match="ServiceUnavailable"):
                 client.list_queues()
-            random.seed(26)
-            with pytest.raises(GenctlError, match=code):
+            with pytest.raises(GenctlError, match="ServiceUnavailable"):
                 await sqs.call("ListQueues", dict, "x")
-    assert ours == pytest.approx(theirs)
+    assert len(ours) == len(theirs)
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [
-        *({"AWS_DEFAULTS_MODE": mode} for mode in ("standard", "In-Region", "cross-region", "mobile")),
-        {"BOTOCORE_TCP_KEEPALIVE": "true"},
-        {"BOTOCORE_TCP_KEEPALIVE": "false"},
-        {"AWS_PROFILE": "alive"},
-    ],
-    ids=lambda variables: " ".join(f"{name}={value}" for name, value in variables.items()),
-)
-async def test_time_to_connect_and_the_sockets_are_boto3s(
-    env: Callable[..., None], variables: dict[str, str]
-) -> None:
-    env(**{"AWS_DEFAULT_REGION": "eu-west-1"} | variables)
-    config: Any = (client := boto3.Session().client("sqs")).meta.config
-    where = await SqsEndpoint.of(REAL)
-    if "AWS_DEFAULTS_MODE" in variables:
-        assert where.connect_s == config.connect_timeout
-    options = client._endpoint.http_session._socket_options
+async def test_time_to_connect_is_boto3s_or_less_and_each_socket_is_probed(env: Callable[..., None]) -> None:
+    env(AWS_DEFAULT_REGION="eu-west-1", AWS_DEFAULTS_MODE="In-Region")
+    config: Any = boto3.Session().client("sqs").meta.config
+    assert (await SqsEndpoint.of(REAL)).connect_s == config.connect_timeout < CONNECT_TIMEOUT_S
     async with await Sqs.connect(REAL) as sqs:
         connector: Any = sqs._http.connector
-        with (connector._socket_factory or (lambda address: socket.socket(*address[:3])))(ADDRESS) as made:
-            probes = bool(made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
-    assert probes is ((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1) in options)
+        with connector._socket_factory(ADDRESS) as made:
+            assert made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
-@pytest.mark.parametrize("proxy", ["http://proxy.corp:3128", "proxy.corp:3128", "//proxy.corp:3128"])
-@pytest.mark.parametrize(
-    "around",
-    [
-        *("", "amazonaws.com", ".amazonaws.com", "sqs.eu-west-1.amazonaws.com:443", "*", "corp.example"),
-        *("[2001:db8::1]", "2001:db8::1", "[2001:db8::1]:4566", "2001:db8::/32"),
-        *("10.0.0.0/8", "10.1.2.3", "10.1.2.3:4566", "10.1", " 10.1.2.3 , x"),
-    ],
-)
-@pytest.mark.parametrize(
-    "base",
-    [URL, "http://sqs.corp.example:4566", "http://[2001:db8::1]:4566", "http://10.1.2.3:4566"],
-)
-def test_the_proxy_is_boto3s(env: Callable[..., None], base: str, proxy: str, around: str) -> None:
-    env(HTTPS_PROXY=proxy, HTTP_PROXY=proxy, NO_PROXY=around)
-    theirs = ProxyConfiguration(proxies=get_environ_proxies(base)).proxy_url_for(base)
-    assert http.proxy_of(base) == theirs
+PROXIES = ["http://proxy.corp:3128", "proxy.corp:3128", "//proxy.corp:3128"]
+AROUND = [
+    *("", "amazonaws.com", ".amazonaws.com", "sqs.eu-west-1.amazonaws.com:443", "*", "corp.example"),
+    *("[2001:db8::1]", "2001:db8::1", "[2001:db8::1]:4566", "2001:db8::/32"),
+    *("10.0.0.0/8", "10.1.2.3", "10.1.2.3:4566", "10.1", " 10.1.2.3 , x"),
+]
+BASES = [URL, "http://sqs.corp.example:4566", "http://[2001:db8::1]:4566", "http://10.1.2.3:4566"]
+
+
+def test_the_proxy_is_boto3s(env: Callable[..., None]) -> None:
+    for proxy, around, base in product(PROXIES, AROUND, BASES):
+        env(HTTPS_PROXY=proxy, HTTP_PROXY=proxy, NO_PROXY=around)
+        theirs = ProxyConfiguration(proxies=get_environ_proxies(base)).proxy_url_for(base)
+        assert http.proxy_of(base) == theirs, (proxy, around, base)
 
 
 def test_this_machine_is_asked_without_a_proxy(env: Callable[..., None]) -> None:
@@ -329,38 +292,41 @@ async def fails(work: Callable[[], Awaitable[None]]) -> GenctlError | None:
     return None
 
 
+TRUSTED = [
+    *(("AWS_CA_BUNDLE", name) for name in ("ours", "another", "missing", "empty")),
+    *(("REQUESTS_CA_BUNDLE", name) for name in ("ours", "missing")),
+    ("AWS_CA_BUNDLE", ""),
+]
+
+
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # a server whose clients run away
-@pytest.mark.parametrize("variable", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"])
-@pytest.mark.parametrize("trusted", ["ours", "another", "missing", "empty", None])
 async def test_a_ca_is_trusted_where_boto3_trusts_it(
-    env: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    variable: str,
-    trusted: str | None,
+    env: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("genctl.edges.sqs.ATTEMPTS", 1)
+    monkeypatch.setattr("genctl.edges.aws.ATTEMPTS", 1)
     company(tmp_path, "ours")
     company(tmp_path, "another")
     (tmp_path / "empty-ca.pem").write_text("")
-    if trusted:
-        env(**{variable: str(tmp_path / f"{trusted}-ca.pem")})
     async with secured(tmp_path / "ours.pem") as url:
         env(AWS_DEFAULT_REGION="eu-west-1", AWS_ENDPOINT_URL_SQS=url)
-        error = await fails(ours)
-        refused = False
-        try:
-            await asyncio.to_thread(theirs)
-        except (BotoCoreError, ValueError, OSError):
-            refused = True
-    assert (error is not None) is refused is (trusted != "ours")
-    if error and trusted in {"missing", "empty"}:
-        assert error.message.startswith(f"{variable} names ")
-    elif error:
-        assert "certificate is not trusted" in error.message
-        assert "AWS_CA_BUNDLE" in error.fix
+        for variable, trusted in TRUSTED:
+            with monkeypatch.context() as patch:
+                if trusted:
+                    patch.setenv(variable, str(tmp_path / f"{trusted}-ca.pem"))
+                error = await fails(ours)
+                refused = False
+                try:
+                    await asyncio.to_thread(theirs)
+                except (BotoCoreError, ValueError, OSError):
+                    refused = True
+            assert (error is not None) is refused is (trusted != "ours"), (variable, trusted)
+            if error and trusted in {"missing", "empty"}:
+                assert error.message.startswith(f"{variable} names ")
+            elif error:
+                assert "certificate is not trusted" in error.message
+                assert "AWS_CA_BUNDLE" in error.fix
 
 
 async def test_a_companys_ca_may_break_the_rules_that_python_began_to_check(env: Callable[..., None]) -> None:
@@ -370,20 +336,6 @@ async def test_a_companys_ca_may_break_the_rules_that_python_began_to_check(env:
         assert not context.verify_flags & ssl.VERIFY_X509_STRICT
         assert context.check_hostname
         assert context.verify_mode is ssl.CERT_REQUIRED
-
-
-@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL"])
-async def test_a_login_in_the_endpoints_url_is_refused_with_the_right_form(
-    env: Callable[..., None], variable: str
-) -> None:
-    env(AWS_DEFAULT_REGION="eu-west-1", **{variable: "http://ann:open-sesame@sqs.corp.example:4566/base/"})
-    with pytest.raises(GenctlError, match="the URL of SQS has a login") as caught:
-        await Sqs.connect(REAL)
-    assert caught.value.exit_code == 2
-    assert caught.value.fix == "export AWS_ENDPOINT_URL_SQS=http://sqs.corp.example:4566/base"
-    assert "open-sesame" not in caught.value.message
-    env(AWS_ENDPOINT_URL_SQS=caught.value.fix.partition("=")[2])
-    assert (await SqsEndpoint.of(REAL)).endpoint == "http://sqs.corp.example:4566/base"
 
 
 async def test_sqs_and_login_tokens_share_one_look_up(
@@ -404,7 +356,7 @@ async def test_sqs_and_login_tokens_share_one_look_up(
     )
     for client in clients:
         async with client as sqs:
-            assert sqs._signer.credentials == keys.frozen
+            assert sqs._keys.frozen == keys.frozen
     assert len(looked) == 1
 
 
@@ -421,53 +373,61 @@ async def test_a_key_with_a_line_break_is_told_by_its_name(env: Callable[..., No
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "setting", "wanted"),
+    ("name", "value", "told"),
     [
-        ("AWS_DEFAULT_REGION", "eu-west-1\n", "region", "a Region"),
-        ("AWS_DEFAULT_REGION", "eu west", "region", "a Region"),
-        ("AWS_MAX_ATTEMPTS", "many", "max_attempts", "an integer"),
-        ("AWS_MAX_ATTEMPTS", "0", "max_attempts", "from 1 on"),
-        ("AWS_METADATA_SERVICE_TIMEOUT", "1.5", "metadata_service_timeout", "a whole number of seconds"),
-        ("AWS_RETRY_MODE", "brave", "retry_mode", "one of legacy, standard, adaptive"),
-        ("AWS_DEFAULTS_MODE", "fast", "defaults_mode", "one of legacy, auto,"),
-        ("AWS_DEFAULT_REGION", "", "region", "a Region"),
-        ("AWS_MAX_ATTEMPTS", "", "max_attempts", "an integer"),
-        ("AWS_RETRY_MODE", "", "retry_mode", "one of legacy, standard, adaptive"),
+        ("AWS_DEFAULT_REGION", "eu-west-1\n", "AWS_DEFAULT_REGION"),
+        ("AWS_DEFAULT_REGION", "eu west", "region_name"),
+        ("AWS_DEFAULT_REGION", "", "AWS_DEFAULT_REGION"),
+        ("AWS_MAX_ATTEMPTS", "many", "AWS_MAX_ATTEMPTS, or max_attempts of the AWS profile"),
+        ("AWS_MAX_ATTEMPTS", "0", "max_attempts"),
+        ("AWS_METADATA_SERVICE_TIMEOUT", "1.5", "AWS_METADATA_SERVICE_TIMEOUT, or"),
+        ("AWS_RETRY_MODE", "brave", "one of: ('legacy', 'standard', 'adaptive')"),
+        ("AWS_DEFAULTS_MODE", "fast", "defaults mode"),
     ],
 )
 async def test_a_setting_that_boto3_cannot_use_is_told_by_its_name(
-    env: Callable[..., None], name: str, value: str, setting: str, wanted: str
+    env: Callable[..., None], name: str, value: str, told: str
 ) -> None:
     env(**{"AWS_DEFAULT_REGION": "eu-west-1", name: value})
     with pytest.raises((BotoCoreError, ValueError)):
         boto3.Session().client("sqs").list_queues()
-    with pytest.raises(GenctlError, match=f"AWS: {name} must be ") as caught:
+    with pytest.raises(GenctlError, match="^AWS: ") as caught:
         await Sqs.connect(REAL)
-    assert wanted in caught.value.message
-    assert f"set {name} as boto3 documents {setting}: https://docs.aws.amazon.com/boto3" in caught.value.fix
+    assert told in f"{caught.value.message} {caught.value.fix}"
+    assert "\n" not in caught.value.message
 
 
-@pytest.mark.parametrize("url", ["localhost:4566", "http://", "http://local_stack:4566", "http://x:99999"])
-async def test_an_endpoint_that_is_no_url_is_told_by_who_sets_it(
-    env: Callable[..., None], tmp_path: Path, url: str
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("localhost:4566", "http://", "http://local_stack:4566", "http://x:99999", "ftp://sqs.corp.example"),
+        "http://ann:open-sesame@sqs.corp.example:4566/base/",
+    ],
+)
+async def test_an_endpoint_that_is_no_url_or_has_a_login_is_refused(
+    env: Callable[..., None], url: str
 ) -> None:
-    (tmp_path / "config").write_text(f"[profile there]\nendpoint_url = {url}\n")
-    for by, variables in {
-        "AWS_ENDPOINT_URL": {"AWS_ENDPOINT_URL": url},
-        "endpoint_url of the AWS profile": {"AWS_PROFILE": "there", "AWS_ENDPOINT_URL": ""},
-    }.items():
-        env(AWS_DEFAULT_REGION="eu-west-1", **variables)
-        with pytest.raises(ValueError):  # noqa: PT011 - botocore has no other
-            boto3.Session().client("sqs").list_queues()
-        with pytest.raises(GenctlError, match=f"AWS: {by} is no URL of SQS: ") as caught:
-            await Sqs.connect(REAL)
-        assert caught.value.exit_code == 2
-
-
-async def test_an_endpoint_of_another_protocol_is_told_by_who_sets_it(env: Callable[..., None]) -> None:
-    env(AWS_DEFAULT_REGION="eu-west-1", AWS_ENDPOINT_URL="ftp://sqs.corp.example")
-    with pytest.raises(GenctlError, match="AWS: AWS_ENDPOINT_URL is no URL of SQS: ftp instead of http"):
+    env(AWS_DEFAULT_REGION="eu-west-1", AWS_ENDPOINT_URL=url)
+    with pytest.raises(
+        GenctlError, match="no endpoint of SQS, an http or https URL without a login"
+    ) as caught:
         await Sqs.connect(REAL)
+    assert caught.value.exit_code == 2
+    assert "AWS_ENDPOINT_URL_SQS" in caught.value.fix
+    assert "open-sesame" not in caught.value.message
+
+
+async def test_a_queue_of_another_region_names_the_region_to_set(env: Callable[..., None]) -> None:
+    env(AWS_DEFAULT_REGION="us-east-1")
+    async with await Sqs.connect(REAL) as sqs:
+        for which in (
+            *(URL, URL.replace("sqs.", "queue."), "arn:aws:sqs:eu-west-1:123456789012:jobs"),
+            "https://eu-west-1.queue.amazonaws.com/123456789012/jobs",  # as old SDKs have it
+            "https://sqs.eu-west-1.api.aws/123456789012/jobs",
+        ):
+            with pytest.raises(GenctlError) as caught:
+                await sqs.queue(which)
+            assert caught.value.fix == "export AWS_DEFAULT_REGION=eu-west-1", which
 
 
 async def test_a_source_that_gives_nonsense_is_named(
@@ -507,13 +467,6 @@ async def test_who_has_not_logged_in_to_sso_is_told_to(
     assert caught.value.fix == "renew the AWS credentials: aws sso login"
 
 
-async def test_a_setting_of_the_profile_is_told_by_its_key(env: Callable[..., None], tmp_path: Path) -> None:
-    (tmp_path / "config").write_text("[default]\nregion = eu-west-1\nmax_attempts = many\n")
-    env()
-    with pytest.raises(GenctlError, match="AWS: max_attempts of the AWS profile must be an integer"):
-        await Sqs.connect(REAL)
-
-
 async def test_a_refused_call_does_not_wait_for_a_source_that_hangs() -> None:
     """A stop waits for the call."""
     release, first = threading.Event(), threading.Event()
@@ -525,48 +478,13 @@ async def test_a_refused_call_does_not_wait_for_a_source_that_hangs() -> None:
         return Credentials("AKIDEXAMPLE", "a-secret-of-the-tests")
 
     keys = Keys(find)
+    keys.look_up()
     try:
         async with asyncio.timeout(3):
             await keys.look_again()
-        assert LOOKUPS.busy_s() > 0
+        assert busy_s() > 0
     finally:
         release.set()
-
-
-@pytest.mark.parametrize("variables", [{}, {"AWS_USE_FIPS_ENDPOINT": "true"}])
-@pytest.mark.parametrize(
-    "region",
-    [
-        *("us-gov-west-1", "cn-north-1", "eusc-de-east-1"),
-        *("us-iso-east-1", "us-isob-east-1", "us-isof-south-1", "eu-isoe-west-1"),
-    ],
-)
-def test_the_region_in_a_queues_url_is_known_in_each_partition(
-    env: Callable[..., None], region: str, variables: dict[str, str]
-) -> None:
-    env(AWS_DEFAULT_REGION=region, **variables)
-    url, _ = of_boto3()
-    named = _REGION.match(f"{url}/123456789012/jobs")
-    assert named
-    assert named["of_url"] == region
-
-
-@pytest.mark.parametrize(
-    "which",
-    [
-        *(URL, URL.replace("sqs.", "queue."), "arn:aws:sqs:eu-west-1:123456789012:jobs"),
-        "https://eu-west-1.queue.amazonaws.com/123456789012/jobs",  # as old SDKs have it
-        "https://sqs.eu-west-1.api.aws/123456789012/jobs",
-    ],
-)
-async def test_a_queue_of_another_region_names_the_region_to_set(
-    env: Callable[..., None], which: str
-) -> None:
-    env(AWS_DEFAULT_REGION="us-east-1")
-    async with await Sqs.connect(REAL) as sqs:
-        with pytest.raises(GenctlError) as caught:
-            await sqs.queue(which)
-    assert caught.value.fix == "export AWS_DEFAULT_REGION=eu-west-1"
 
 
 CAREFUL = """
@@ -621,4 +539,4 @@ async def test_keys_that_ask_for_no_code_are_taken_beside_an_mfa_device(
     async with await Sqs.connect(REAL) as sqs:
         theirs = boto3.Session().get_credentials()
         assert theirs
-        assert sqs._signer.credentials == theirs.get_frozen_credentials()
+        assert sqs._keys.frozen == theirs.get_frozen_credentials()

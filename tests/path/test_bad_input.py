@@ -101,7 +101,7 @@ async def test_what_sqs_moved_by_itself_is_listed_shown_and_redriven(kit: Kit) -
         await kit.pipeline.dlq.delete([copy.receipt])
     waiting = await kit.enqueue()
     orphan = kit.body(waiting).replace(str(waiting.id), str(uuid4()))
-    strange = bodies(kit.pipeline.queue.max_bytes)
+    strange = bodies(4096)
     await kit.pipeline.queue.send([Outgoing(body) for body in (kit.body(failed), orphan, *strange)])
     await give_up_on_all(kit)
 

@@ -25,7 +25,7 @@ from genctl.domain.decide import job_body
 from genctl.domain.model import Image, Session, Status, Success
 from genctl.edges.db import Database, as_json
 from genctl.edges.db_errors import LockedError
-from genctl.edges.sqs_shapes import Message
+from genctl.edges.sqs_shapes import Message, System
 from genctl.enqueue import enqueue
 from genctl.pipeline import Pipeline
 from genctl.redrive import redrive
@@ -34,8 +34,8 @@ from genctl.sweep import sweep
 from genctl.tools.seedream4 import TOOL
 
 USERS = ("ann", "bob", "cyd", "dan")
-LANES = 12
-ROUNDS = int(os.environ.get("GENCTL_TEST_CONTENTION", "3"))  # of each lane
+LANES = 8
+ROUNDS = int(os.environ.get("GENCTL_TEST_CONTENTION", "2"))  # of each lane
 LOCKED = "eve"  # whose account somebody holds all the time
 OPENING = 10_000
 IMAGE = Success((Image("https://images.example/1"),))
@@ -107,7 +107,9 @@ async def marked(pipeline: Pipeline, session: Session) -> None:
 
 def copy_of(session: Session) -> Message:
     name = str(uuid4())
-    return Message(name, name, job_body(session, TOOL.name), {}, 1, datetime.now(UTC))
+    return Message(
+        name, name, job_body(session, TOOL.name), {}, System(1, round(datetime.now(UTC).timestamp() * 1000))
+    )
 
 
 async def test_all_movements_at_once_add_up_and_nothing_deadlocks(
@@ -182,7 +184,7 @@ do $$ declare name text; begin
   execute format('alter database %I set deadlock_timeout = 20', current_database());
 end $$;
 insert into generation_sessions (id, user_id, model, prompt, status)
-  select gen_random_uuid(), 'past', 'any', 'any', 'completed' from generate_series(1, 5000);
+  select gen_random_uuid(), 'past', 'any', 'any', 'completed' from generate_series(1, 2000);
 analyze generation_sessions;
 delete from generation_sessions;
 create function dawdle() returns trigger language plpgsql as $$ begin perform pg_sleep(0.002); return new; end $$;
@@ -224,7 +226,7 @@ def unreleased(ending: Settlement) -> Settlement:
     return msgspec.structs.replace(ending, release=False, refund_error=RELEASE_REFUSED)
 
 
-async def test_hundreds_of_rounds_of_everything_against_everything_do_not_deadlock(
+async def test_many_rounds_of_everything_against_everything_do_not_deadlock(
     kit: Kit, settings: Settings
 ) -> None:
     """Marks, redrives, claims, renewals, ends, grants and sweeps; workers fall silent now and then."""
@@ -237,11 +239,11 @@ async def test_hundreds_of_rounds_of_everything_against_everything_do_not_deadlo
         pipeline = Pipeline(
             db=db, queue=Mailbox("jobs"), dlq=Mailbox("jobs-dlq"), limits=kit.pipeline.limits, tool=TOOL
         )
-        lanes = [asyncio.create_task(rounds(pipeline, ids, random.Random(n), count=30)) for n in range(10)]
+        lanes = [asyncio.create_task(rounds(pipeline, ids, random.Random(n), count=15)) for n in range(8)]
         while any(not lane.done() for lane in lanes):
             await kit.query(SILENT)
         await asyncio.gather(*lanes)
     (runs,) = await kit.query("select sum(run)::int as n from generation_sessions")
-    assert runs["n"] > 3 * len(ids), "most of the rounds did something"
+    assert runs["n"] > 1.5 * len(ids), "most of the rounds did something"
     assert deadlocks(settings) == 0
     assert set(await kit.violations()) <= {"refund_pending", "terminal_holds"}

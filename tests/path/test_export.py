@@ -18,7 +18,7 @@ from genctl.base.printable import is_printable
 from genctl.cli import terminal
 from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError
-from genctl.edges.sqs_shapes import Attribute, Message
+from genctl.edges.sqs_shapes import Attribute, Message, System
 from genctl.ops import export as ops
 from genctl.ops.export import new_file, write
 from genctl.ops.sampling import Survey
@@ -91,7 +91,13 @@ async def test_a_disk_that_takes_no_more_is_told_and_nothing_is_deleted(kit: Kit
 
 def message(number: int) -> Message:
     sent = {"code": Attribute(string_value="X"), "raw": Attribute("Binary", None, "AAE=")}
-    return Message(f"m{number}", "receipt", "body " * number, sent, 1, datetime.now(UTC))
+    return Message(
+        f"m{number}",
+        "receipt",
+        "body " * number,
+        sent,
+        System(1, round(datetime.now(UTC).timestamp() * 1000)),
+    )
 
 
 @given(batches=st.lists(st.integers(1, 4), min_size=1, max_size=5), cut=st.floats(0, 1))

@@ -13,7 +13,6 @@ import pytest
 from tests.kit import Kit, until
 from tests.path.test_polite import statuses, working
 from tests.path.test_shared_pace import lives
-from tests.path.test_waiting import short
 
 from genctl import gate
 from genctl.domain.deadletters import Choice, Terms
@@ -26,8 +25,6 @@ from genctl.redrive import redrive
 from genctl.services.hands import Taken, dealt
 from genctl.tools.seedream4 import TOOL
 
-__all__ = ["short"]  # a fixture
-
 # 600 jobs of one user ahead of one of each of 20 others, a call takes a second, 20 hands: the others are done
 # within 15 s, and the whole takes no longer than before (31 rounds of all hands). GENCTL_TEST_FAIR=full measures
 # that; else there are a fifth of the jobs, nobody waits, and we count rounds.
@@ -36,11 +33,11 @@ NOISY, OTHERS, HANDS, CALL_S = 600 if FULL else 120, 20, 20, 1.0
 ROUNDS = (NOISY + OTHERS) // HANDS
 OTHERS_WITHIN = 15 * ROUNDS // 31  # rounds
 IDLE_S = 5.0  # a round that all hands do not fill in that time has left a hand idle
-LEASE_S = 1  # as `short` has it
+LEASE_S = 1
 
 
 def message(user: str) -> Taken:
-    return Taken(Message("", "", "", {}, 1, None), user=user)  # type: ignore[arg-type]  # nobody looks at its time
+    return Taken(Message("", "", ""), user=user)
 
 
 def run(user: str) -> Taken:
@@ -131,7 +128,7 @@ def receives(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Counter[str
 
     async def receive(limit: int, **how: int) -> list[Message]:
         messages = await usual(limit, **how)
-        counts.update({one.message_id: one.receive_count - counts[one.message_id] for one in messages})
+        counts.update({one.message_id: one.system.receive_count - counts[one.message_id] for one in messages})
         return messages
 
     monkeypatch.setattr(pipeline.queue, "receive", receive)
@@ -215,11 +212,16 @@ async def test_a_run_without_its_message_ends_as_any_other(kit: Kit, monkeypatch
     assert await kit.violations() == []
 
 
-@pytest.mark.usefixtures("short")
 async def test_a_message_set_aside_stays_hidden_until_its_turn(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For longer than a lease, so that no other worker gets it, too."""
+    for name, seconds in {
+        "worker.LEASE_S": LEASE_S,
+        "keeper.LEASE_S": LEASE_S,
+        "keeper.RENEW_S": 0.2,
+    }.items():
+        monkeypatch.setattr(f"genctl.services.{name}", seconds)
     await ordered(kit, ("noisy", "success", 6), ("ann", "success", 1))
     slow(kit.pipeline, monkeypatch, 60.0)
     hidden, usual = list[float](), kit.pipeline.queue.hide

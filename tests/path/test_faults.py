@@ -64,7 +64,7 @@ async def test_a_cancelled_transaction_leaves_no_connection_that_swallows_the_ne
     """
     async with Database.open(dsn, size=1) as db:
         other = psycopg.connect(dsn, autocommit=True)
-        for n in range(150):
+        for n in range(60):
             cut, kept = f"cut-{n}", f"kept-{n}"
             task = asyncio.create_task(db.transact(*opened(cut)))
             asyncio.get_running_loop().call_later(n % 30 / 10_000, task.cancel)

@@ -35,8 +35,19 @@ from genctl.ops.stack.postgres import Postgres
 from genctl.ops.status import look
 
 NAMES = [
-    *("versions", "settings", "postgresql", "rights", "listen", "migrations", "sqs", "redrive", "visibility"),
-    *("retention", "groups", "permissions", "tools", "workers", "provider", "api", "stream", "files"),
+    *(
+        "versions",
+        "settings",
+        "tools",
+        "files",
+        "postgresql",
+        "rights",
+        "listen",
+        "migrations",
+        "sqs",
+        "redrive",
+    ),
+    *("visibility", "retention", "groups", "permissions", "workers", "provider", "api", "stream"),
 ]
 
 
@@ -285,7 +296,7 @@ async def test_a_proxy_that_holds_the_stream_back_is_an_error(sound: Settings, t
         folder = tmp_path / str(number)
         folder.mkdir()
         with nginx(sound.api_url, folder, directives) as url:
-            (told,) = await doctor._stream(replace(sound, api_url=url))
+            told = await doctor._stream(replace(sound, api_url=url))
         assert told.level == level
         assert level == "ok" or "proxy_buffering off, gzip off" in told.fix
 

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -57,36 +58,28 @@ async def requeue(kit: Kit, run: int, *sessions: Session) -> list[Row]:
     return moved.rows[0]
 
 
-async def test_a_second_settle_of_one_lease_leaves_what_the_first_one_stored(kit: Kit) -> None:
+async def test_a_settle_moves_what_its_own_run_holds_and_that_once(kit: Kit) -> None:
+    """Nothing for a lease that has settled, for what was released before, or for what is another user's."""
     session = await claimed(kit)
-    await kit.pipeline.settle(session, CRASHED, calls=1)
+    await kit.query("update generation_sessions set dlq_sent_at = '-infinity'")  # as adoption leaves it
+    assert (await kit.pipeline.settle(session, CRASHED, calls=1)).copy_owed
     await unchanged(kit, session, lambda: kit.pipeline.settle(session, CRASHED, calls=1))
 
-
-async def test_a_reservation_that_was_released_before_is_not_released_again(kit: Kit) -> None:
-    session = await claimed(kit)
-    assert session.reservation_id
-    await release_reservation(kit.db, session.reservation_id)
-    row = await kit.pipeline.settle(session, CRASHED, calls=1)
+    released = await claimed(kit)
+    assert released.reservation_id
+    await release_reservation(kit.db, released.reservation_id)
+    row = await kit.pipeline.settle(released, CRASHED, calls=1)
     assert row.details["refundError"] == "the reservation was not held but released"
     assert row.details["refundedCredits"] == 0
     assert await kit.balance() == 1000
 
-
-async def test_the_reservation_of_another_user_stays_where_it_is(kit: Kit) -> None:
-    session, other = await claimed(kit), await kit.enqueue(user="bob")
+    lost, other = await claimed(kit), await kit.enqueue(user="bob")
     await kit.query(
-        "update generation_sessions set reservation_id = %s where id = %s", other.reservation_id, session.id
+        "update generation_sessions set reservation_id = %s where id = %s", other.reservation_id, lost.id
     )
-    row = await kit.pipeline.settle(session, CRASHED, calls=1)
+    row = await kit.pipeline.settle(lost, CRASHED, calls=1)
     assert row.details["refundError"] == "the reservation belongs to another user"
     assert await kit.balance("bob") == await kit.balance("ann") == 996
-
-
-async def test_a_run_that_ends_after_adoption_owes_its_copy(kit: Kit) -> None:
-    session = await claimed(kit)
-    await kit.query("update generation_sessions set dlq_sent_at = '-infinity'")
-    assert (await kit.pipeline.settle(session, CRASHED, calls=1)).copy_owed
 
 
 async def test_a_user_whose_account_is_missing_gets_one_at_the_settle(kit: Kit) -> None:
@@ -96,92 +89,75 @@ async def test_a_user_whose_account_is_missing_gets_one_at_the_settle(kit: Kit) 
     assert await kit.balance() == 4
 
 
-async def test_a_claim_of_an_older_run_gets_nothing(kit: Kit) -> None:
-    session = await kit.enqueue()
-    await kit.query("update generation_sessions set run = 2")
-    assert await kit.pipeline.claim(session.id, 1) is None
-    assert (await kit.row(session)).status is Status.QUEUED
+async def test_a_claim_gets_a_due_run_that_it_means_once(kit: Kit) -> None:
+    """Claims that come together are one statement; whoever does not get it finds the session taken."""
+    newer, later, session = [await kit.enqueue() for _ in range(3)]
+    await kit.query("update generation_sessions set run = 2 where id = %s", newer.id)
+    assert await kit.pipeline.claim(newer.id, 1) is None
+    assert (await kit.row(newer)).status is Status.QUEUED
+    await kit.query("update generation_sessions set due_at = now() + interval '1 h' where id = %s", later.id)
+    assert await kit.pipeline.claim(later.id, 1) is None
+    first, second, older = await asyncio.gather(
+        kit.pipeline.claim(session.id, 1),
+        kit.pipeline.claim(session.id, None),
+        kit.pipeline.claim(session.id, 0),
+    )
+    assert [got is not None for got in (first, second, older)] == [True, False, False]
+    assert (await kit.row(session)).attempts == 1
 
 
-async def test_a_retry_is_not_taken_before_it_is_due(kit: Kit) -> None:
-    session = await kit.enqueue()
-    await kit.query("update generation_sessions set due_at = now() + interval '1 h'")
-    assert await kit.pipeline.claim(session.id, 1) is None
+async def test_an_old_lease_moves_nothing(kit: Kit) -> None:
+    """Nor is it renewed, and neither is one whose run waits again or has ended."""
+    old, new = await passed_on(kit)
+    facts = {"session": old.id, "lease": old.lease, "delay_s": 0, "attempts": 1}
+    await unchanged(kit, new, lambda: kit.pipeline.runs.extend([Hold(old, 0.0)]))
+    for step in ("give_back", "let_go"):
+        await unchanged(kit, new, partial(kit.db.rows, step, **facts))
 
-
-async def test_a_lease_is_not_renewed_once_the_run_waits_again(kit: Kit) -> None:
-    session = await claimed(kit)
-    await kit.pipeline.retry(session, CRASHED)
-    hold = Hold(session, 0.0)
+    waits = await claimed(kit)
+    await kit.pipeline.retry(waits, CRASHED)
+    hold = Hold(waits, 0.0)
     assert await kit.pipeline.runs.extend([hold]) == [hold]
 
-
-async def test_an_old_lease_does_not_renew_the_new_one(kit: Kit) -> None:
-    old, new = await passed_on(kit)
-    await unchanged(kit, new, lambda: kit.pipeline.runs.extend([Hold(old, 0.0)]))
-
-
-@pytest.mark.parametrize("step", ["give_back", "let_go"])
-async def test_an_old_lease_moves_nothing(kit: Kit, step: str) -> None:
-    old, new = await passed_on(kit)
-    await unchanged(
-        kit, new, lambda: kit.db.rows(step, session=old.id, lease=old.lease, delay_s=0, attempts=1)
-    )
-
-
-async def test_what_has_ended_is_neither_retried_nor_given_back(kit: Kit) -> None:
     session = await claimed(kit)
     await kit.pipeline.settle(session, CRASHED, calls=1)
-    await unchanged(
-        kit,
-        session,
-        lambda: kit.db.rows("give_back", session=session.id, lease=session.lease, delay_s=0, attempts=1),
-    )
+    facts |= {"session": session.id, "lease": session.lease}
+    await unchanged(kit, session, lambda: kit.db.rows("give_back", **facts))
     with pytest.raises(LeaseLostError):
         await kit.pipeline.retry(session, CRASHED)
     assert (await kit.row(session)).status is Status.FAILED
 
 
-async def test_a_late_mark_of_a_copy_hits_neither_the_next_run_nor_its_failure(kit: Kit) -> None:
-    first = await kit.pipeline.settle(await claimed(kit), CRASHED, calls=1)
-    mark = {"session_id": first.id, "run": 1, "message_id": "late"}
+async def test_a_mark_of_a_copy_hits_only_the_failure_of_its_run(kit: Kit) -> None:
+    """Neither a run that waits, nor the one after it or its failure; and a redriver that is a run behind queues nothing."""
+    session = await kit.enqueue()
+
+    def marked() -> Awaitable[list[Row]]:
+        mark = {"session_id": session.id, "run": 1, "message_id": "late"}
+        return kit.db.rows("mark_copied", items=as_json([mark]))
+
+    await unchanged(kit, session, marked)
+    first = await kit.pipeline.settle(await claimed(kit, session), CRASHED, calls=1)
     assert await requeue(kit, 1, first)
     second = await kit.pipeline.claim(first.id, 2)
     assert second
     await kit.pipeline.settle(second, CRASHED, calls=1)
-    await unchanged(kit, first, lambda: kit.db.rows("mark_copied", items=as_json([mark])))
-
-
-async def test_a_mark_of_a_copy_hits_only_what_has_failed(kit: Kit) -> None:
-    session = await kit.enqueue()
-    mark = {"session_id": session.id, "run": 1, "message_id": "odd"}
-    await unchanged(kit, session, lambda: kit.db.rows("mark_copied", items=as_json([mark])))
-
-
-async def test_a_redriver_that_is_a_run_behind_queues_nothing(kit: Kit) -> None:
-    first = await kit.pipeline.settle(await claimed(kit), CRASHED, calls=1)
-    await requeue(kit, 1, first)
-    second = await kit.pipeline.claim(first.id, 2)
-    assert second
-    await kit.pipeline.settle(second, CRASHED, calls=1)
+    await unchanged(kit, first, marked)
     assert await requeue(kit, 1, first) == []
     assert (await kit.row(first)).run == 2
     assert await kit.balance() == 1000
 
 
-async def test_of_two_that_a_redriver_could_pay_one_is_queued_when_the_balance_fell(kit: Kit) -> None:
-    """The table would refuse a balance below 0, and both with it."""
-    failed = [await kit.pipeline.settle(await claimed(kit), CRASHED, calls=1) for _ in range(2)]
-    await kit.plant("update credit_accounts set balance = 5")
-    assert len(await requeue(kit, 1, *failed)) == 1
-    assert await kit.balance() == 1
-
-
-async def test_only_what_has_failed_is_redriven(kit: Kit) -> None:
+async def test_a_redriver_queues_what_has_failed_and_can_be_paid(kit: Kit) -> None:
+    """Of two, one when the balance fell: the table would refuse a balance below 0, and both with it."""
     session = await claimed(kit)
     assert await requeue(kit, 1, session) == []
     assert (await kit.row(session)).status is Status.PROCESSING
     assert await kit.balance() == 996
+    failed = [await kit.pipeline.settle(await claimed(kit), CRASHED, calls=1) for _ in range(2)]
+    await kit.plant("update credit_accounts set balance = 5")
+    assert len(await requeue(kit, 1, *failed)) == 1
+    assert await kit.balance() == 1
 
 
 async def test_a_release_tells_a_session_that_has_not_failed_nothing(kit: Kit) -> None:
@@ -221,19 +197,17 @@ def violation(kind: str, session: Session) -> Violation:
     return Violation(kind, session.id, session.reservation_id, session.user_id, "released", "captured", "")
 
 
-async def test_a_fix_gives_nothing_to_a_run_that_has_not_failed(kit: Kit) -> None:
-    await kit.enqueue("success")
+async def test_a_fix_gives_nothing_for_an_image_nor_for_what_is_held_still(kit: Kit) -> None:
+    """What is held the sweeper releases: together they would give twice."""
+    await kit.enqueue("success", user="bob")
     done = await kit.work()
     assert done
     await unchanged(kit, done, lambda: fix(kit.db, violation("failed_not_released", done)))
-    assert await kit.balance() == 996
-
-
-async def test_a_fix_gives_nothing_for_what_is_held_still(kit: Kit) -> None:
-    """The sweeper releases it: together they would give twice."""
+    assert await kit.balance("bob") == 996
     session = await claimed(kit)
     await kit.pipeline.settle(session, CRASHED, calls=1)
-    await kit.plant("update credit_reservations set status = 'held', released_at = null")
+    held = "update credit_reservations set status = 'held', released_at = null where user_id = 'ann'"
+    await kit.plant(held)
     await kit.plant("delete from credit_ledger where kind = 'release'")
     await kit.plant("update credit_accounts set balance = 996")
     await fix(kit.db, violation("failed_not_released", session))
@@ -277,29 +251,39 @@ async def test_no_request_leaves_on_a_lease_that_may_be_over(kit: Kit) -> None:
     assert not hold.sent
 
 
-@pytest.mark.parametrize("name", ["settle", "requeue", "release_reservation", "repay", "note_refund"])
-async def test_a_movement_touches_nobody_whose_account_it_has_not_locked(kit: Kit, name: str) -> None:
+STEPS = ("settle", "requeue", "release_reservation", "repay", "note_refund")
+
+
+async def test_a_movement_touches_nobody_whose_account_it_has_not_locked(kit: Kit) -> None:
     """Of each step: only the users in `genctl.mine` are its own, whatever it is asked for."""
-    session = await claimed(kit)
-    facts: dict[str, Any] = {"reservation": session.reservation_id, "reason": "a test", "who": "a test"}
-    if name == "settle":
-        facts["items"] = as_json([kit.pipeline._settlement(session, CRASHED, 1)])
-    elif name != "release_reservation":
-        await kit.pipeline.settle(session, CRASHED, calls=1)
-    if name == "requeue":
-        item = {"session_id": session.id, "run": 1, "reservation_id": uuid4(), "prompt": None, "params": None}
-        facts["items"] = as_json([item])
-    if name == "repay":
-        await kit.plant("update credit_reservations set status = 'captured', released_at = null")
-        await kit.plant("delete from credit_ledger where kind = 'release'")
-        await kit.plant("update credit_accounts set balance = 996")
-    if name == "note_refund":
-        odd = """update generation_sessions set error_details = error_details || '{"refundedCredits": 0}'"""
-        await kit.plant(odd)
-    elsewhere = await movement(kit.db, ["bob"], (name, facts))
-    assert elsewhere.rows == [[]]
-    ours = await movement(kit.db, ["ann"], (name, facts))
-    assert len(ours.rows[0]) == 1
+    for name in STEPS:
+        session = await claimed(kit, await kit.enqueue(user=name))
+        facts: dict[str, Any] = {"reservation": session.reservation_id, "reason": "a test", "who": "a test"}
+        if name == "settle":
+            facts["items"] = as_json([kit.pipeline._settlement(session, CRASHED, 1)])
+        elif name != "release_reservation":
+            await kit.pipeline.settle(session, CRASHED, calls=1)
+        if name == "requeue":
+            item = {"session_id": session.id, "run": 1, "reservation_id": uuid4()}
+            facts["items"] = as_json([item | {"prompt": None, "params": None}])
+        if name == "repay":
+            captured = (
+                "update credit_reservations set status = 'captured', released_at = null where user_id = %(u)s"
+            )
+            await kit.plant(captured, {"u": name})
+            await kit.plant(
+                "delete from credit_ledger where kind = 'release' and user_id = %(u)s", {"u": name}
+            )
+            await kit.plant("update credit_accounts set balance = 996 where user_id = %(u)s", {"u": name})
+        if name == "note_refund":
+            odd = (
+                """update generation_sessions set error_details = error_details || '{"refundedCredits": 0}'"""
+            )
+            await kit.plant(f"{odd} where user_id = %(u)s", {"u": name})
+        elsewhere = await movement(kit.db, ["bob"], (name, facts))
+        assert elsewhere.rows == [[]], name
+        ours = await movement(kit.db, [name], (name, facts))
+        assert len(ours.rows[0]) == 1, name
 
 
 async def test_accounts_that_somebody_holds_are_passed_over(kit: Kit, settings: Settings) -> None:
@@ -334,20 +318,30 @@ async def test_accounts_are_locked_by_name_and_not_as_they_lie(kit: Kit, setting
 LOCKED = ("settle", "extend", "retry", "requeue_dead", "mark_enqueued", "claim", "requeue")
 
 
-@pytest.mark.parametrize("name", LOCKED)
-async def test_a_session_that_somebody_has_locked_is_passed_over(
-    kit: Kit, settings: Settings, name: str
-) -> None:
-    """One that is free, asked for by the same statement, does not wait for it."""
-    held, free = await claimed(kit), await claimed(kit)
-    if name == "requeue":
-        for session in (held, free):
-            await kit.pipeline.settle(session, CRASHED, calls=1)
-    await kit.query("update generation_sessions set enqueued_at = null, lease_until = now() - interval '1 s'")
+async def test_a_session_that_somebody_has_locked_is_passed_over(kit: Kit, settings: Settings) -> None:
+    """One that is free, asked for by the same statement, does not wait for it; nor is a lease lost."""
+    for name in LOCKED:
+        held, free = await claimed(kit), await claimed(kit)
+        if name == "requeue":
+            for session in (held, free):
+                await kit.pipeline.settle(session, CRASHED, calls=1)
+        await kit.query(
+            "update generation_sessions set enqueued_at = null, lease_until = now() - interval '1 s' where id = any(%s)",
+            [held.id, free.id],
+        )
+        with psycopg.connect(settings.dsn()) as person:
+            person.execute("select from generation_sessions where id = %s for update", [held.id])
+            rows = await done_to(kit, name, held, free)
+        assert [row["id"] for row in rows if row.get("renewed", True)] == [free.id], name
+        await kit.query("delete from generation_sessions")
+    session = await claimed(kit)
+    hold = Hold(session, 0.0)
     with psycopg.connect(settings.dsn()) as person:
-        person.execute("select from generation_sessions where id = %s for update", [held.id])
-        rows = await done_to(kit, name, held, free)
-    assert [row["id"] for row in rows if row.get("renewed", True)] == [free.id]
+        person.execute("select from generation_sessions for update")
+        assert await kit.pipeline.runs.extend([hold]) == []
+        assert hold.renewed_at == 0.0
+    assert await kit.pipeline.runs.extend([hold]) == []
+    assert hold.renewed_at > 0.0
 
 
 async def done_to(kit: Kit, name: str, *sessions: Session) -> list[Row]:
@@ -382,17 +376,6 @@ async def done_to(kit: Kit, name: str, *sessions: Session) -> list[Row]:
     if name == "mark_enqueued":
         return await kit.query("select id from generation_sessions where enqueued_at is not null")
     return rows
-
-
-async def test_who_is_locked_has_not_lost_its_lease(kit: Kit, settings: Settings) -> None:
-    session = await claimed(kit)
-    hold = Hold(session, 0.0)
-    with psycopg.connect(settings.dsn()) as person:
-        person.execute("select from generation_sessions for update")
-        assert await kit.pipeline.runs.extend([hold]) == []
-        assert hold.renewed_at == 0.0
-    assert await kit.pipeline.runs.extend([hold]) == []
-    assert hold.renewed_at > 0.0
 
 
 async def test_what_takes_accounts_is_one_message_that_ends_with_its_commit(
@@ -441,18 +424,6 @@ async def test_what_collides_with_others_is_tried_again(kit: Kit, monkeypatch: p
 
     monkeypatch.setattr(kit.db, "_transact", colliding)
     assert await kit.db.rows("backend")
-
-
-async def test_of_two_claims_of_one_session_at_once_one_gets_it(kit: Kit) -> None:
-    """Claims that come together are one statement; whoever does not get it finds the session taken."""
-    session = await kit.enqueue()
-    first, second, older = await asyncio.gather(
-        kit.pipeline.claim(session.id, 1),
-        kit.pipeline.claim(session.id, None),
-        kit.pipeline.claim(session.id, 0),
-    )
-    assert [got is not None for got in (first, second, older)] == [True, False, False]
-    assert (await kit.row(session)).attempts == 1
 
 
 async def test_what_many_jobs_end_with_at_once_is_one_transaction(kit: Kit) -> None:

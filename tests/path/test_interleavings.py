@@ -41,7 +41,7 @@ from genctl.domain.orders import Order
 from genctl.edges.db import Database, as_json
 from genctl.edges.db_errors import LockedError
 from genctl.edges.sqs import Queue
-from genctl.edges.sqs_shapes import Attribute, EntryResult, Message, Outgoing
+from genctl.edges.sqs_shapes import Attribute, EntryResult, Message, Outgoing, System
 from genctl.enqueue import enqueue
 from genctl.pipeline import Hear, Pipeline, at_once, carry
 from genctl.redrive import redrive
@@ -86,14 +86,18 @@ class Mailbox(Queue):
 
     def put(self, body: str, sent: dict[str, Attribute]) -> str:
         name = f"{self.name}-{len(self.sent)}"
-        self.waiting[name] = Message(name, name, body, sent, 0, datetime.now(UTC))
+        self.waiting[name] = Message(
+            name, name, body, sent, System(0, round(datetime.now(UTC).timestamp() * 1000))
+        )
         self.sent.append(self.waiting[name])
         return name
 
     def deliver(self, pick: int) -> Message:
         """One of those that wait; it stays until it is deleted."""
         message = nth(list(self.waiting.values()), pick)
-        message = msgspec.structs.replace(message, receive_count=message.receive_count + 1)
+        message = msgspec.structs.replace(
+            message, system=System(message.system.receive_count + 1, message.system.sent_ms)
+        )
         self.waiting[message.receipt] = message
         return message
 
@@ -566,14 +570,14 @@ def world(dsn: str) -> Iterator[World]:
             loop.run(opening.__aexit__(None, None, None))
 
 
-def play(kind: type[Interleavings], world: World, *, shrink: bool = True) -> None:
+def play(kind: type[Interleavings], world: World, *, shrink: bool = True, examples: int = EXAMPLES) -> None:
     """Examples of histories, each in a database without another. To `shrink` one may take many minutes."""
     kept = [phase for phase in settings().phases if shrink or phase not in {Phase.shrink, Phase.explain}]
     machine = type(kind.__name__, (kind,), {"world": world})
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=EXAMPLES,
+            max_examples=examples,
             phases=kept,
             stateful_step_count=50,
             deadline=None,

@@ -1,6 +1,5 @@
 """Many orders of one command: all or none are begun, and what stopped goes on without doubling."""
 
-import asyncio
 from typing import Any
 
 import msgspec
@@ -36,13 +35,14 @@ async def test_credits_that_do_not_suffice_for_all_let_no_order_through(kit: Kit
     """The cure gives what is missing: to the one user, or to all by the command itself."""
     wishes: list[tuple[dict[str, Any], str]] = [
         ({"count": 300}, "genctl credits grant --user ann --amount 200"),
-        ({"count": 300, "users": 2, "cost": 10}, "genctl enqueue grant=500"),
-        ({"count": 300, "users": 2, "cost": 10, "grant": 100}, "genctl enqueue grant=500"),
+        ({"count": 300, "users": 2, "cost": 10}, "genctl enqueue grant=500 key="),
+        ({"count": 300, "users": 2, "cost": 10, "grant": 100}, "genctl enqueue grant=500 key="),
     ]
     for wish, fix in wishes:
         with pytest.raises(GenctlError) as caught:
             await ordered(kit, **wish)
-        assert (caught.value.code, caught.value.exit_code, caught.value.fix) == ("CreditsShort", 1, fix)
+        assert (caught.value.code, caught.value.exit_code) == ("CreditsShort", 1)
+        assert caught.value.fix.startswith(fix)
         assert caught.value.message.endswith("; 0 of 300 jobs were ordered")
     assert await kit.query("select from generation_sessions") == []
     assert (
@@ -80,9 +80,9 @@ async def test_orders_that_stop_in_the_middle_go_on_without_doubling(
     key = key_of(notes[0])
     assert caught.value.message == "the database is away; at least 4 of 9 jobs were ordered"
     assert caught.value.fix == f"start it; then genctl enqueue grant=None key={key}"
-    both = await asyncio.gather(*(ordered(kit, notes, count=9, users=2, key=key) for _ in range(2)))
-    assert [result.data["count"] for result in both] == [9, 9]
-    assert "6 of 9 jobs were ordered before" in notes
+    for _ in range(2):
+        await ordered(kit, notes, count=9, users=2, key=key)
+    assert notes[1:] == [f"{count} of 9 jobs were ordered before" for count in (6, 9)]
     assert await numbers(kit, key) == [str(n) for n in range(1, 10)]
     assert await kit.balance("ann-1") == 1000 - 5 * 4
 

@@ -1,21 +1,16 @@
 """Networks as companies have them, between us and SQS or a provider: each trouble is one line, with its cure."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import aiohttp
 import pytest
 from tests.path.test_as_boto3 import KEYS, company, secured
 from tests.path.test_wire import client
 
 from genctl.base.settings import Settings
 from genctl.domain.model import Answer, GenctlError, NoAnswer
-from genctl.edges.http import unreachable
 from genctl.edges.sqs import Sqs
 
 REAL = Settings(database_url="postgresql://db/x")
@@ -77,7 +72,7 @@ def env(no_aws: pytest.MonkeyPatch, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         for name, value in variables.items():
             no_aws.setenv(name, value)
 
-    monkeypatch.setattr("genctl.edges.sqs.ATTEMPTS", 1)
+    monkeypatch.setattr("genctl.edges.aws.ATTEMPTS", 1)
     set_all(AWS_DEFAULT_REGION="eu-west-1", REQUESTS_CA_BUNDLE=str(company(tmp_path, "ours")), **KEYS)
     return set_all
 
@@ -105,8 +100,7 @@ def not_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("not_loopback")
-@pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0"])
-@pytest.mark.parametrize("login", ["", f"ann:{PASSWORD}@"])
+@pytest.mark.parametrize(("version", "login"), [(b"HTTP/1.1", ""), (b"HTTP/1.0", f"ann:{PASSWORD}@")])
 async def test_a_proxy_that_closes_after_each_tunnel_leads_there(
     env: Callable[..., None], tmp_path: Path, version: bytes, login: str
 ) -> None:
@@ -117,104 +111,66 @@ async def test_a_proxy_that_closes_after_each_tunnel_leads_there(
     assert len(heard) == 2
 
 
-@pytest.mark.usefixtures("not_loopback")
-async def test_a_proxy_that_wants_a_password_says_so(env: Callable[..., None]) -> None:
-    async with proxy(password="wanted") as (address, _):
-        env(HTTPS_PROXY=f"http://{address}")
-        said = await trouble()
-    assert "asks for a password" in said
-    assert "set HTTPS_PROXY with USER:PASSWORD@ before its host" in said
+def said_by_a_proxy(status: str) -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode()
+
+
+TUNNELS = {
+    said_by_a_proxy("407 Proxy Authentication Required"): "the answer is 407 Proxy Authentication Required",
+    said_by_a_proxy("403 Forbidden"): "the answer is 403 Forbidden",
+    b"HTTP/1.0 200 Connection established\r\n\r\n": "",
+}
+PLAIN = {
+    said_by_a_proxy("407 Proxy Authentication Required"): "the answer is 407 and not SQS's",
+    b"HTTP/1.0 502 Bad Gateway\r\n\r\n<html>": "the answer is 502 and not SQS's",
+    b"SSH-2.0-OpenSSH_9.2\r\n": "speaks no HTTP",
+}
 
 
 @pytest.mark.usefixtures("not_loopback")
-@pytest.mark.parametrize("status", ["403 Forbidden", "502 Bad Gateway"])
-async def test_a_proxy_that_refuses_says_so(env: Callable[..., None], status: str) -> None:
-    async with proxy(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode()) as (address, _):
-        env(HTTPS_PROXY=f"http://{address}")
-        said = await trouble()
-    assert f"has answered {status}" in said
-    assert "NO_PROXY" in said
+async def test_a_proxy_that_leads_nowhere_is_named(env: Callable[..., None]) -> None:
+    for answer, what in TUNNELS.items():
+        async with proxy(answer) as (address, _):
+            env(HTTPS_PROXY=f"ann:{PASSWORD}@{address}")
+            said = await trouble()
+        assert f"{what}, through the proxy http://***@{address} | check HTTPS_PROXY" in said
+        assert "NO_PROXY" in said
+    env(AWS_ENDPOINT_URL_SQS="http://sqs.corp.example:4566")
+    for answer, what in PLAIN.items():
+        async with proxy(answer) as (address, _):
+            env(HTTP_PROXY=f"ann:{PASSWORD}@{address}")
+            said = await trouble()
+        assert f"{what}, through the proxy http://***@{address} | check HTTP_PROXY" in said
 
 
-async def test_a_proxy_that_is_away_says_so(env: Callable[..., None]) -> None:
-    env(HTTPS_PROXY=f"ann:{PASSWORD}@127.0.0.1:1")
-    said = await trouble()
-    assert "the proxy http://" in said
-    assert "check HTTPS_PROXY" in said
+@pytest.mark.usefixtures("not_loopback")
+async def test_a_proxy_that_is_away_is_named(env: Callable[..., None]) -> None:
+    for address, what in {"127.0.0.1:1": "Connection refused", "proxy.invalid:3128": "not known"}.items():
+        env(HTTPS_PROXY=f"ann:{PASSWORD}@{address}")
+        assert f"{what}, through the proxy http://***@{address} | check HTTPS_PROXY" in await trouble()
 
 
-async def test_a_certificate_of_another_name_says_so(
-    env: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_server_that_is_not_reached_is_told_in_words(
+    env: Callable[..., None], tmp_path: Path
 ) -> None:
     async with secured(tmp_path / "ours.pem") as url:
         env(AWS_ENDPOINT_URL_SQS=url.replace("127.0.0.1", "localhost"))
         said = await trouble()
     assert "certificate is not trusted: Hostname mismatch" in said
     assert "use the name that its certificate has, instead of localhost" in said
+    for url, what in {"https://sqs.invalid": "not known", "http://[::1]:1": "Connection refused"}.items():
+        env(AWS_ENDPOINT_URL_SQS=url)
+        assert f"{what} | check the network" in await trouble()
 
 
-async def test_a_name_that_nobody_knows_says_so(env: Callable[..., None]) -> None:
-    env(AWS_ENDPOINT_URL_SQS="https://sqs.invalid")
-    assert "no name server knows sqs.invalid" in await trouble()
-
-
-def test_name_servers_that_answer_nothing_are_told_apart_from_a_name_that_nobody_knows() -> None:
-    key: Any = SimpleNamespace(host="sqs.corp.example", port=443, ssl=True)
-    silent = aiohttp.ClientConnectorDNSError(key, OSError(socket.EAI_AGAIN, "Temporary failure"))
-    assert (
-        unreachable(silent, "https://sqs.corp.example").why == "no name server answers for sqs.corp.example"
-    )
-
-
-@pytest.mark.usefixtures("not_loopback")
-async def test_a_proxy_whose_name_nobody_knows_is_named_itself(env: Callable[..., None]) -> None:
-    env(HTTPS_PROXY=f"ann:{PASSWORD}@proxy.invalid:3128")
-    assert "no name server knows the proxy proxy.invalid | check HTTPS_PROXY" in await trouble()
-
-
-@pytest.mark.usefixtures("not_loopback")
-@pytest.mark.parametrize(
-    ("answer", "what"),
-    [
-        ("HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n", "asks for a password"),
-        (
-            "HTTP/1.0 502 Bad Gateway\r\n\r\n<html>",
-            "the answer is 502 and not SQS's, through the proxy http://",
-        ),
-        ("SSH-2.0-OpenSSH_9.2\r\n", "speaks no HTTP, through the proxy http://"),
-    ],
-)
-async def test_a_proxy_without_a_tunnel_is_named_too(
-    env: Callable[..., None], answer: str, what: str
-) -> None:
-    async with proxy(answer.encode()) as (address, _):
-        env(AWS_ENDPOINT_URL_SQS="http://sqs.corp.example:4566", HTTP_PROXY=f"ann:{PASSWORD}@{address}")
-        said = await trouble()
-    assert what in said
-    assert "HTTP_PROXY" in said
-
-
-@pytest.mark.usefixtures("not_loopback")
-async def test_a_proxy_that_closes_its_tunnel_is_named(env: Callable[..., None]) -> None:
-    async with proxy(b"HTTP/1.0 200 Connection established\r\n\r\n") as (address, _):
-        env(HTTPS_PROXY=f"http://{address}")
-        said = await trouble()
-    assert f", through the proxy http://{address} | check HTTPS_PROXY" in said
-
-
-async def test_a_server_that_is_away_is_told_in_words(env: Callable[..., None]) -> None:
-    env(AWS_ENDPOINT_URL_SQS="http://[::1]:1")
-    assert "cannot be reached at http://[::1]:1: Connection refused | " in await trouble()
-
-
-@pytest.mark.parametrize("status", ["200 OK", "404 Not Found"])
-async def test_an_endpoint_that_answers_html_says_so(env: Callable[..., None], status: str) -> None:
+async def test_an_endpoint_that_answers_html_says_so(env: Callable[..., None]) -> None:
     page = b"<html><body>Welcome to our network</body></html>"
-    head = f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: {len(page)}\r\n\r\n"
-    async with proxy(head.encode() + page) as (address, _):
-        env(AWS_ENDPOINT_URL_SQS=f"http://{address}")
-        assert "SQS" in (said := await trouble())
-        assert "AWS_ENDPOINT_URL_SQS" in said
+    for status in ("200 OK", "404 Not Found"):
+        head = f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: {len(page)}\r\n\r\n"
+        async with proxy(head.encode() + page) as (address, _):
+            env(AWS_ENDPOINT_URL_SQS=f"http://{address}")
+            assert "SQS" in (said := await trouble())
+            assert "AWS_ENDPOINT_URL_SQS" in said
 
 
 async def test_ipv6_alone_will_do(env: Callable[..., None]) -> None:
@@ -258,4 +214,4 @@ async def test_a_proxys_refusal_is_not_the_providers_answer(env: Callable[..., N
         said = await answered("https://ark.example")
     assert isinstance(said, NoAnswer)
     assert (said.code, said.sent) == ("ConnectionError", False)
-    assert "asks for a password" in said.message
+    assert "407" in said.message

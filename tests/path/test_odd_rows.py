@@ -136,7 +136,9 @@ async def test_sweep_status_metrics_and_audit_agree_about_odd_rows(adopted: Kit)
         waits_s = oldest_s - 24 * H if pile == "dead_leases" else oldest_s
         assert metrics[f"genctl_sessions_oldest_seconds {pile}"] == pytest.approx(waits_s, abs=60)
     said = await lines(kit)
-    assert said["owed"].message == "5 job messages for 1 d, 3 DLQ copies for 1 h: is a sweeper running?"
+    assert said["owed"].message == (
+        "5 without job message (the longest for 1 d); 3 without DLQ copy (the longest for 1 h): is a sweeper running?"
+    )
     assert said["leases"].message.startswith("2 dead (the longest for 1 h)")
     assert said["refunds"].message.startswith("2 pending")
     assert said["tools"].message.startswith("3 jobs for tools that are not installed here")
@@ -147,11 +149,7 @@ async def test_sweep_status_metrics_and_audit_agree_about_odd_rows(adopted: Kit)
     }
     assert {(kind, name) for kind, name in audited if kind == "terminal_holds"} == holding
 
-
-async def test_what_the_sweep_has_done_nobody_counts_any_more(adopted: Kit) -> None:
-    kit = adopted
-    for name, odd in ODD.items():
-        await inserted(kit, name, odd)
+    # what the sweep has done nobody counts any more
     _, failed, _ = await sweep(kit.pipeline, kit.settings)
     assert failed == []
     assert await kit.sweep() == []
@@ -163,30 +161,28 @@ async def test_what_the_sweep_has_done_nobody_counts_any_more(adopted: Kit) -> N
     assert not [v for v in (await credits.audit(kit.db)).violations if v.kind == "terminal_holds"]
 
 
-@pytest.mark.parametrize("reserved", [True, False])
-async def test_a_row_of_the_products_own_api_is_sent_claimed_and_completed(
-    adopted: Kit, *, reserved: bool
-) -> None:
+async def test_a_row_of_the_products_own_api_is_sent_claimed_and_completed(adopted: Kit) -> None:
     kit = adopted
-    session = await inserted(kit, "ann", Odd(WAITS, reserved=reserved))
-    assert [swept.action for swept in await kit.sweep()] == ["send"]
+    sessions = [await inserted(kit, user, Odd(WAITS, reserved=user == "ann")) for user in ("ann", "bob")]
+    assert [swept.action for swept in await kit.sweep()] == ["send", "send"]
     assert await kit.sweep() == []
-    await kit.work()
-    row = await kit.row(session)
-    assert (row.status, row.run, row.attempts) == (Status.COMPLETED, 1, 1)
+    for _ in sessions:
+        await kit.work()
+    rows = [await kit.row(session) for session in sessions]
+    assert {(row.status, row.run, row.attempts) for row in rows} == {(Status.COMPLETED, 1, 1)}
     held: list[dict[str, Any]] = await kit.query("select status from credit_reservations")
-    assert [one["status"] for one in held] == ["captured"] * reserved
+    assert [one["status"] for one in held] == ["captured"]
     assert [v.kind for v in (await credits.audit(kit.db)).violations] == []
 
 
-@pytest.mark.parametrize("age_s", [None, 25 * H], ids=["without any time", "late"])
-async def test_a_run_that_no_worker_could_have_in_its_time_waits_anew_when_it_is_sent(
-    adopted: Kit, age_s: float | None
-) -> None:
+async def test_a_run_that_no_worker_could_have_in_its_time_waits_anew_when_it_is_sent(adopted: Kit) -> None:
+    """Be it late, or without any time."""
     kit = adopted
-    session = await inserted(kit, "ann", Odd(WAITS, age_s=age_s))
-    assert [swept.action for swept in await kit.sweep()] == ["send"]
+    sessions = [
+        await inserted(kit, user, Odd(WAITS, age_s=age_s)) for user, age_s in (("ann", None), ("bob", 25 * H))
+    ]
+    assert [swept.action for swept in await kit.sweep()] == ["send", "send"]
     assert await kit.sweep() == []
     await kit.query("update generation_sessions set queued_at = queued_at - interval '25 hours'")
-    assert [swept.action for swept in await kit.sweep()] == ["fail"]
-    assert (await kit.row(session)).status is Status.FAILED
+    assert [swept.action for swept in await kit.sweep()] == ["fail", "fail"]
+    assert {(await kit.row(session)).status for session in sessions} == {Status.FAILED}

@@ -4,23 +4,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import psycopg
-import pytest
-from tests.databases import Databases
 from tests.many import make
-from tests.questions import ELSEWHERE, WHOLE, Question, questions
+from tests.questions import ELSEWHERE, WHOLE, questions
 
 from genctl.edges.statements import statements
 
-SESSIONS = 50_000
+SESSIONS = 12_000
 LARGE = {"generation_sessions", "credit_reservations", "credit_ledger", "session_events"}
-
-
-@pytest.fixture(scope="module")
-def many(databases: Databases) -> Iterator["psycopg.Connection[Any]"]:
-    """A database of so many sessions, a tenth of them queued."""
-    with databases.lent() as dsn, psycopg.connect(dsn, cursor_factory=psycopg.ClientCursor) as conn:
-        make(conn, SESSIONS)
-        yield conn
 
 
 def scans(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -45,21 +35,25 @@ def test_every_statement_is_asked_or_reads_no_large_table() -> None:
     assert not asked & ELSEWHERE
 
 
-@pytest.mark.parametrize("label", questions(SESSIONS))
-def test_a_statement_reads_what_it_is_asked_for(many: "psycopg.Connection[Any]", label: str) -> None:
-    question: Question = questions(SESSIONS)[label]
-    try:
-        many.execute(
-            "select set_config('genctl.mine', (select jsonb_agg(user_id) from credit_accounts)::text, true)"
-        )
-        many.execute("set local random_page_cost = 1.1")  # as ten million would have it at the usual one
-        text = "explain (analyze, timing off, costs off, format json) " + statements()[question.name]
-        ((((plan,),),)) = many.execute(text.encode(), question.params).fetchall()
-    finally:
-        many.rollback()
-    found = list(scans(plan["Plan"]))
-    assert [
-        node["Relation Name"] for node in found if node["Node Type"] == "Seq Scan" and node["Actual Loops"]
-    ] == []
-    read = {f"{node['Node Type']} of {node['Relation Name']}": read_by(node) for node in found}
-    assert sum(read_by(node) for node in found) <= question.most, read
+def test_a_statement_reads_what_it_is_asked_for(dsn: str) -> None:
+    """In a database of so many sessions, a tenth of them queued."""
+    odd = {}
+    with psycopg.connect(dsn, cursor_factory=psycopg.ClientCursor) as many:
+        make(many, SESSIONS)
+        for label, question in questions(SESSIONS).items():
+            many.execute(
+                "select set_config('genctl.mine', (select jsonb_agg(user_id) from credit_accounts)::text, true)"
+            )
+            many.execute(
+                "set local random_page_cost = 0.4"
+            )  # as ten million would have it at the usual one: drop an index, and it shows as well
+            text = "explain (analyze, timing off, costs off, format json) " + statements()[question.name]
+            ((((plan,),),)) = many.execute(text.encode(), question.params).fetchall()
+            many.rollback()
+            found = list(scans(plan["Plan"]))
+            walked = [node for node in found if node["Node Type"] == "Seq Scan" and node["Actual Loops"]]
+            if walked or sum(map(read_by, found)) > question.most:
+                odd[label] = {
+                    f"{node['Node Type']} of {node['Relation Name']}": read_by(node) for node in found
+                }
+    assert odd == {}

@@ -29,7 +29,6 @@ from genctl.services import bridge
 @pytest.fixture
 def aws(no_aws: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine with AWS credentials, that has looked for none yet."""
-    no_aws.setattr(rds._Aws, "settings", None)
     no_aws.setenv("AWS_ACCESS_KEY_ID", KEY)
     no_aws.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     return no_aws
@@ -183,17 +182,17 @@ async def test_a_source_that_hangs_holds_up_only_who_connects(door: Door, aws: p
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    "url",
     [
-        ("postgresql://painter@/x", "names no single host"),
-        ("postgresql://painter@a:1,b:2/x", "names no single host"),
-        ("postgresql:///x?host=/run/postgresql", "names no single host"),
-        ("postgresql://db/x", "names no user"),
-        ("postgresql://painter:pw@db/x", "has a password"),
+        "postgresql://painter@/x",
+        "postgresql://painter@a:1,b:2/x",
+        "postgresql:///x?host=/run/postgresql",
+        "postgresql://db/x",
+        "postgresql://painter:pw@db/x",
     ],
 )
-def test_a_url_that_fits_no_token_is_refused(url: str, told: str) -> None:
-    with pytest.raises(GenctlError, match=told) as caught:
+def test_a_url_that_fits_no_token_is_refused(url: str) -> None:
+    with pytest.raises(GenctlError, match="one host and a user, without a password") as caught:
         Login.of(url, {})
     assert caught.value.exit_code == 2
 

@@ -15,7 +15,7 @@ from genctl.domain import decide
 from genctl.domain.deadletters import Choice
 from genctl.domain.decide import LEFT_HIDE_S, Hide, dispose
 from genctl.domain.model import Job, Session, Status
-from genctl.edges.sqs_shapes import Outgoing
+from genctl.edges.sqs_shapes import Outgoing, System
 from genctl.enqueue import enqueue
 from genctl.ops.redrive import Redrive, RedriveOptions
 from genctl.pipeline import Pipeline, carry
@@ -127,7 +127,7 @@ async def test_a_message_of_another_tool_without_a_row_is_never_copied(kit: Kit)
     body = {"version": 1, "tool": "other", "sessionId": str(uuid4()), "run": 1}
     await kit.pipeline.queue.send([Outgoing(msgspec.json.encode(body).decode())])
     message = await kit.receive()
-    await carry(msgspec.structs.replace(message, receive_count=40), kit.pipeline)
+    await carry(msgspec.structs.replace(message, system=System(40)), kit.pipeline)
     assert await kit.copies() == []
 
 

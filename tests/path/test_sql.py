@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import genctl
@@ -14,6 +15,7 @@ STATEMENT = re.compile(
 )
 
 
+@cache
 def strings(path: Path) -> list[str]:
     """Every string constant of a module that is no docstring."""
     tree = ast.parse(path.read_text())

@@ -10,10 +10,8 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
-from uuid import uuid4
 
 import pytest
-from psycopg.conninfo import make_conninfo
 from tests.ears import BASE, SECRET, Client, served
 from tests.kit import Kit, free_port, until
 from tests.path.test_bridge import change, fail, kill_listeners, sessions
@@ -171,30 +169,6 @@ async def test_a_stream_that_is_not_complete_is_not_fresh(
         await ear.ready()
         await ear.until(lambda ear: ear.events[-1].name == "heartbeat")
         assert ear.events[-1].data["fresh"] is True
-
-
-async def test_a_listener_that_may_only_listen_is_enough(
-    kit: Kit, dsn: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """GENCTL_LISTEN_URL may name a user without rights to tables: then the pool asks."""
-    monkeypatch.setattr(listener, "PROBE_S", 0.2)
-    name = f"ear_{uuid4().hex}"
-    await kit.query(f"create role {name} login password 'x'")
-    try:
-        ears = make_conninfo(dsn, user=name, password="x")
-        async with served(kit.settings, listen_url=ears) as client, client.stream() as ear:
-            await ear.ready()
-            failed = await fail(kit)
-            await ear.until(lambda ear: ear.told)
-            assert sessions(ear) == [str(failed)]
-            proven = client.api.bridge._proven_at
-
-            async def proven_again() -> bool:
-                return bool(client.api.bridge._proven_at > proven)
-
-            await until(proven_again)
-    finally:
-        await kit.query(f"drop role {name}")
 
 
 async def test_many_that_come_back_at_once_are_one_query_while_one_is_under_way(client: Client) -> None:

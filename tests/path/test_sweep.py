@@ -22,9 +22,20 @@ DEAD = "update generation_sessions set lease_until = now() - interval '1 s' wher
 
 
 async def test_a_run_whose_worker_fell_silent_goes_back_once_and_then_ends(kit: Kit) -> None:
+    """A dry run says what and why, and changes nothing."""
     session = await kit.enqueue()
     await kit.pipeline.claim(session.id, 1)
     await kit.query(DEAD)
+    (swept,), _, _ = await sweep(kit.pipeline, kit.settings, dry_run=True)
+    assert swept.item() == {
+        "action": "requeue",
+        "sessionId": session.id,
+        "userId": "ann",
+        "run": 1,
+        "code": None,
+        "why": f"its worker {kit.pipeline.worker} fell silent",
+    }
+    assert (await kit.row(session)).status is Status.PROCESSING
     assert [swept.action for swept in await kit.sweep()] == ["requeue"]
     row = await kit.row(session)
     assert (row.status, row.unknowns, row.attempts) == (Status.QUEUED, 1, 1)
@@ -71,52 +82,42 @@ async def test_a_copy_that_was_not_marked_is_sent_again(kit: Kit) -> None:
     assert await kit.sweep() == []
 
 
-async def test_a_dry_run_says_what_and_why_and_changes_nothing(kit: Kit) -> None:
-    session = await kit.enqueue()
-    await kit.pipeline.claim(session.id, 1)
-    await kit.query(DEAD)
-    (swept,), _, _ = await sweep(kit.pipeline, kit.settings, dry_run=True)
-    assert swept.item() == {
-        "action": "requeue",
-        "sessionId": session.id,
-        "userId": "ann",
-        "run": 1,
-        "code": None,
-        "why": f"its worker {kit.pipeline.worker} fell silent",
-    }
-    assert (await kit.row(session)).status is Status.PROCESSING
-
-
-async def test_an_adopted_run_whose_worker_fell_silent_is_sent_again(kit: Kit) -> None:
-    session = await kit.enqueue()
+async def test_what_was_in_hand_at_adoption_is_sent_again_or_settled_without_a_call(kit: Kit) -> None:
+    """By whether it has had a lease since then."""
+    leased, old = await kit.enqueue(), await kit.enqueue()
     await kit.query("""
         update generation_sessions set queued_at = null, created_at = now() - interval '5 minutes',
           enqueued_at = '-infinity', dlq_sent_at = '-infinity'""")
-    await kit.pipeline.claim(session.id, 1)
+    await kit.pipeline.claim(leased.id, 1)
     await kit.query(DEAD)
-    assert [swept.action for swept in await kit.sweep()] == ["requeue", "send"]
+    await kit.query(
+        """
+        update generation_sessions set status = 'processing', lease_until = null,
+          created_at = now() - interval '2 days' where id = %s""",
+        old.id,
+    )
+    done = {(swept.item()["sessionId"], swept.action): swept.code for swept in await kit.sweep()}
+    assert done == {
+        (leased.id, "requeue"): None,
+        (leased.id, "send"): None,
+        (old.id, "fail"): "WorkerCrashed",
+    }
+    assert (await kit.row(old)).status is Status.FAILED
+    assert await kit.balance() == 996
 
 
-async def test_a_row_that_was_processing_at_adoption_is_settled_without_a_call(kit: Kit) -> None:
-    session = await kit.enqueue()
-    await kit.query("""
-        update generation_sessions set status = 'processing', lease_until = null, queued_at = null,
-          created_at = now() - interval '2 days', enqueued_at = '-infinity', dlq_sent_at = '-infinity'""")
-    (swept,) = await kit.sweep()
-    assert (swept.action, swept.code) == ("fail", "WorkerCrashed")
-    assert (await kit.row(session)).status is Status.FAILED
-    assert await kit.balance() == 1000
-
-
-@pytest.mark.parametrize("jobs", [1, 120])
-async def test_a_queue_in_memory_that_was_lost_gets_all_its_jobs_again(kit: Kit, jobs: int) -> None:
-    for _ in range(jobs):
+async def test_a_queue_in_memory_that_was_lost_gets_all_its_jobs_again(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batch by batch."""
+    monkeypatch.setattr("genctl.sweep.BATCH", 2)
+    for _ in range(5):
         await kit.enqueue()
     while messages := await kit.pipeline.queue.receive(10, wait_s=0, visibility_s=30):
         await kit.pipeline.queue.delete([message.receipt for message in messages])
-    assert await resend_all(kit.settings) == jobs
+    assert await resend_all(kit.settings) == 5
     facts = await kit.pipeline.queue.attributes()
-    assert int(facts["ApproximateNumberOfMessages"]) == jobs
+    assert int(facts["ApproximateNumberOfMessages"]) == 5
 
 
 OLDER = "update credit_reservations set created_at = created_at - interval '2 hours'"
@@ -153,21 +154,11 @@ async def test_what_an_adopted_database_holds_for_something_else_is_left_alone(k
     await kit.plant("update credit_reservations set session_id = null")
     await kit.query(OLDER)
     assert await kit.sweep() == []
-
-
-async def test_a_refund_is_made_though_the_details_speak_of_one(kit: Kit) -> None:
-    """What is held decides, not what somebody wrote."""
-    await kit.enqueue("sensitive")
-    await kit.work()
-    await kit.plant("update credit_reservations set status = 'held', released_at = null")
-    await kit.plant("delete from credit_ledger where kind = 'release'")
-    await kit.plant("update credit_accounts set balance = balance - 4")
-    assert [swept.action for swept in await kit.sweep()] == ["refund"]
     assert await kit.violations() == []
 
 
-async def test_a_refund_that_was_made_is_under_way_no_longer(kit: Kit) -> None:
-    """Also where the details spoke of its amount already."""
+async def test_a_refund_is_made_though_the_details_speak_of_one_and_is_under_way_no_longer(kit: Kit) -> None:
+    """What is held decides, not what somebody wrote."""
     session = await kit.enqueue("sensitive")
     await kit.work()
     await kit.plant("update credit_reservations set status = 'held', released_at = null")
@@ -177,10 +168,11 @@ async def test_a_refund_that_was_made_is_under_way_no_longer(kit: Kit) -> None:
         'update generation_sessions set error_details = error_details || \'{"refundError": "no"}\''
     )
     before = await kit.row(session)
-    await kit.sweep()
+    assert [swept.action for swept in await kit.sweep()] == ["refund"]
     after = await kit.row(session)
     assert after.details["refundError"] is None
     assert (after.version or 0) > (before.version or 0)
+    assert await kit.violations() == []
 
 
 async def test_several_sweepers_release_each_reservation_once(kit: Kit) -> None:
@@ -290,45 +282,52 @@ async def test_each_of_two_users_whose_rows_name_one_reservation_is_told_what_is
     assert len(await kit.query("select from session_events where kind = 'refunded'")) == 2
 
 
-@pytest.mark.parametrize("other", ["completed", "queued"])
-@pytest.mark.parametrize("held", [True, False])
-async def test_what_another_session_needs_is_given_back_to_none(kit: Kit, other: str, *, held: bool) -> None:
+async def test_what_another_session_needs_is_given_back_to_none(kit: Kit) -> None:
     """A product's own retry may have made a second row for the reservation of the first."""
-    failed, needs = await kit.enqueue("sensitive"), await kit.enqueue()
-    await kit.query(
-        "update generation_sessions set status = %s, reservation_id = %s where id = %s",
-        *(other, failed.reservation_id, needs.id),
-    )
-    await kit.query(
-        "update generation_sessions set status = 'failed', dlq_sent_at = '-infinity' where id = %s", failed.id
-    )
-    if not held:
-        await credits.capture_reservation(kit.db, failed.reservation_id or needs.id, reason="theirs")
-    before = await kit.balance()
+    failed = {}
+    for other in ("completed", "queued"):
+        for held in (True, False):
+            user = f"{other}-{held}"
+            failed[user], needs = await kit.enqueue(user=user), await kit.enqueue(user=user)
+            await kit.query(
+                "update generation_sessions set status = %s, reservation_id = %s where id = %s",
+                *(other, failed[user].reservation_id, needs.id),
+            )
+            await kit.query(
+                "update generation_sessions set status = 'failed', dlq_sent_at = '-infinity' where id = %s",
+                failed[user].id,
+            )
+            if not held:
+                reservation = failed[user].reservation_id or needs.id
+                await credits.capture_reservation(kit.db, reservation, reason="theirs")
+    before = {user: await kit.balance(user) for user in failed}
     found = (await credits.audit(kit.db)).violations
-    kinds = [violation.kind for violation in found if violation.reservation_id == failed.reservation_id]
-    assert kinds == (["terminal_holds"] if held and other == "completed" else [])
-    assert [swept.action for swept in await kit.sweep()] == ["capture"] * len(kinds)
+    shared = {session.reservation_id for session in failed.values()}
+    kinds = [(one.user_id, one.kind) for one in found if one.reservation_id in shared]
+    assert kinds == [("completed-True", "terminal_holds")]
+    assert [(swept.item()["userId"], swept.action) for swept in await kit.sweep()] == [
+        ("completed-True", "capture")
+    ]
     await credits.fix_all(kit.db, found)
-    assert await kit.balance() == before
+    assert {user: await kit.balance(user) for user in failed} == before
 
 
-@pytest.mark.parametrize(
-    "odd",
-    [
-        *("created_at = '12026-01-01'", "created_at = '0044-03-15 BC'"),
-        "params = (repeat('[', 3000) || repeat(']', 3000))::jsonb",
-        "error_details = (repeat('[', 300) || repeat(']', 300))::jsonb",
-    ],
+ODD = (
+    *("created_at = '12026-01-01'", "created_at = '0044-03-15 BC'"),
+    "params = (repeat('[', 3000) || repeat(']', 3000))::jsonb",
+    "error_details = (repeat('[', 300) || repeat(']', 300))::jsonb",
 )
-async def test_a_row_that_python_cannot_hold_keeps_nobody_waiting(kit: Kit, odd: str) -> None:
-    """A year of five digits, one before the first, JSON nested without end: it goes the way of the others."""
-    sessions = [await kit.enqueue("sensitive") for _ in range(3)]
-    await kit.query(f"update generation_sessions set {odd} where id = %s", sessions[1].id)
+
+
+async def test_rows_that_python_cannot_hold_keep_nobody_waiting(kit: Kit) -> None:
+    """A year of five digits, one before the first, JSON nested without end: they go the way of the others."""
+    sessions = [await kit.enqueue("sensitive") for _ in (*ODD, "sound")]
+    for session, odd in zip(sessions, ODD, strict=False):
+        await kit.query(f"update generation_sessions set {odd} where id = %s", session.id)
     held_up = await kit.enqueue()
     await kit.query("update generation_sessions set status = 'failed' where id = %s", held_up.id)
     filters = dict.fromkeys(("user", "status", "code", "since", "until"))
-    assert len(await listed(kit.db, pytest.fail, limit=9, **filters)) == 4
+    assert len(await listed(kit.db, pytest.fail, limit=9, **filters)) == 6
     assert "refund" in [swept.action for swept in await kit.sweep()]
     for _ in sessions:
         await kit.work()

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 from psycopg.rows import dict_row
-from tests.path.test_interleavings import KIND, PICK, USERS, Call, Interleavings, World, nth, play
+from tests.path.test_interleavings import EXAMPLES, KIND, PICK, USERS, Call, Interleavings, World, nth, play
 
 from genctl import answers, credits, ledger, nets, pipeline, run
 from genctl import enqueue as enqueueing
@@ -528,4 +528,4 @@ def world(dsn: str, hurry: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tr
 
 
 def test_no_answer_is_lost_and_only_who_is_in_trouble_waits(world: TroubledWorld) -> None:
-    play(Troubles, world, shrink=False)
+    play(Troubles, world, shrink=False, examples=max(1, EXAMPLES // 2))

@@ -1,81 +1,17 @@
 """Answers of the provider that wait for their rows: bounded, patient, and in nobody's way."""
 
-import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-import psycopg
 import pytest
-from psycopg.rows import dict_row
-from tests.kit import Kit, database_url, true, until
+from tests.kit import Kit, true, until
 from tests.path.test_guards import DEAD
 from tests.path.test_polite import statuses, working
 
 from genctl.domain.model import Answer, NoAnswer, Session
 from genctl.nets import BATCH
 from genctl.pipeline import Pipeline
-from genctl.sweep import sweep, sweep_every
-
-AWAY_S = 4.0  # several leases
-
-
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leases of a second, and an outage is long that lets one lapse."""
-    for name in ("run.LEASE_S", "services.worker.LEASE_S", "services.keeper.LEASE_S"):
-        monkeypatch.setattr(f"genctl.{name}", 1)
-    for name in ("run.RENEW_S", "nets.RENEW_S"):  # what those who hold runs get, after an outage
-        monkeypatch.setattr(f"genctl.{name}", 3.0)
-    for name, seconds in {
-        "run.STALE_S": 0.6,
-        "run.TOGETHER_S": 0.3,
-        "run.SETTLE_PATIENCE_S": 0.3,
-        "edges.db.OUTAGE_S": 0.5,
-        "services.keeper.RENEW_S": 0.2,
-        "services.keeper.AGAIN_S": 0.1,
-        "services.worker.TROUBLE_PAUSE_S": 0.2,
-    }.items():
-        monkeypatch.setattr(f"genctl.{name}", seconds)
-
-
-@contextmanager
-def away(kit: Kit, postgres: str) -> Iterator[None]:
-    """Nobody gets into the database, and whoever is there is thrown out."""
-    with psycopg.connect(database_url(postgres, "postgres"), autocommit=True) as conn:
-        name = psycopg.conninfo.conninfo_to_dict(kit.settings.dsn())["dbname"]
-        conn.execute(f"alter database {name} allow_connections false".encode())
-        conn.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", [name])
-        try:
-            yield
-        finally:
-            conn.execute(f"alter database {name} allow_connections true".encode())
-
-
-@pytest.mark.usefixtures("short")
-async def test_an_outage_of_several_leases_costs_no_second_call(kit: Kit, postgres: str) -> None:
-    """Another worker and sweepers had it too: whoever holds a run has the first turn at it."""
-    sessions = [await kit.enqueue("slow-success", user=f"user-{n}") for n in range(30)]
-    sent = Counter[str]()
-    async with Pipeline.open(kit.settings) as other:
-        for pipeline in (kit.pipeline, other):
-            monitor(pipeline, sent)
-        async with working(kit.pipeline, concurrency=40):
-            await until(lambda: true(sent.total() == len(sessions)))
-            async with working(other, concurrency=40):
-                sweeping = [
-                    asyncio.create_task(sweep_every(pipeline, kit.settings, 0.3))
-                    for pipeline in (kit.pipeline, other)
-                ]
-                with away(kit, postgres):
-                    await asyncio.sleep(AWAY_S)
-                await until(lambda: has_ended(kit, len(sessions)))
-                for task in sweeping:
-                    task.cancel()
-    assert sent == dict.fromkeys((str(session.id) for session in sessions), 1)
-    rows = looked_up(kit, "select status, attempts, unknowns from generation_sessions")
-    assert [tuple(row.values()) for row in rows] == [("completed", 1, 0)] * len(sessions)
-    assert await kit.violations() == []
+from genctl.sweep import sweep
 
 
 def monitor(pipeline: Pipeline, sent: Counter[str]) -> None:
@@ -88,16 +24,6 @@ def monitor(pipeline: Pipeline, sent: Counter[str]) -> None:
         return await usual(session, on_send)
 
     setattr(pipeline.wire, "generate", generate)  # noqa: B010 - it is a method
-
-
-def looked_up(kit: Kit, query: str) -> list[dict[str, object]]:
-    """On a connection of its own: those of the pool may be gone."""
-    with psycopg.connect(kit.settings.dsn(), row_factory=dict_row) as conn:
-        return conn.execute(query.encode()).fetchall()
-
-
-async def has_ended(kit: Kit, count: int) -> bool:
-    return len(looked_up(kit, "select from generation_sessions where completed_at is not null")) == count
 
 
 async def test_while_too_many_answers_wait_nothing_more_is_received(

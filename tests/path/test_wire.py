@@ -11,7 +11,7 @@ from uuid import UUID
 import msgspec
 import pytest
 from aiohttp.test_utils import TestServer, unused_port
-from tests.rude import OK, Rude, explodes, never_ends, raw, resets, silent, stalls, writes
+from tests.rude import OK, explodes, never_ends, raw, resets, silent, stalls, writes
 
 from genctl.base.settings import Settings
 from genctl.domain.classify import classify
@@ -78,17 +78,17 @@ async def simulator() -> AsyncIterator[str]:
 ANSWERED = [s.name for s in SCENARIOS.values() if s.act == "answer" and not s.after_s and not s.once]
 
 
-@pytest.mark.parametrize("name", ANSWERED)
-async def test_every_answer_comes_back_as_it_was_given(simulator: str, name: str) -> None:
-    sent = Sent()
-    async with client(simulator) as provider:
-        answer = await provider.generate(session(marked("a test", name)), sent)
-    assert isinstance(answer, Answer)
-    assert answer.status == SCENARIOS[name].status
-    assert answer.headers["server"] == "istio-envoy"
-    if SCENARIOS[name].body is None:
-        assert json.loads(answer.body).get("error", {}).get("code") == SCENARIOS[name].code
-    assert sent.times == 1
+async def test_every_answer_comes_back_as_it_was_given(simulator: str) -> None:
+    for name in ANSWERED:
+        sent = Sent()
+        async with client(simulator) as provider:
+            answer = await provider.generate(session(marked("a test", name)), sent)
+        assert isinstance(answer, Answer)
+        assert answer.status == SCENARIOS[name].status
+        assert answer.headers["server"] == "istio-envoy"
+        if SCENARIOS[name].body is None:
+            assert json.loads(answer.body).get("error", {}).get("code") == SCENARIOS[name].code
+        assert sent.times == 1
 
 
 async def test_a_dropped_call_is_no_answer_and_may_be_billed(simulator: str) -> None:
@@ -160,25 +160,25 @@ async def test_nothing_listening_is_no_answer_and_nothing_was_sent() -> None:
     assert (lost.code, lost.sent, sent.times) == ("ConnectionError", False, 0)
 
 
-@pytest.mark.parametrize(
-    ("rude", "reads", "code"),
-    [
-        (resets, False, "ConnectionError"),
-        (resets, True, "ConnectionError"),
-        (writes(), True, "ConnectionError"),
-        (writes(b"SSH-2.0-OpenSSH_9.6\r\n"), True, "BadAnswer"),
-        (writes(b"HTTP/1.1 99999 What\r\n\r\n"), True, "BadAnswer"),
-        (writes(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n"), True, "BadAnswer"),
-        (silent, True, "Timeout"),
-    ],
-)
-async def test_once_it_is_out_a_lost_call_may_be_billed(rude: Rude, reads: bool, code: str) -> None:
-    async with raw(rude, reads=reads) as base:
-        lost = await call(base, timeout_s=0.5)
-    assert isinstance(lost, NoAnswer)
-    assert (lost.code, lost.sent) == (code, True)
-    assert lost.message
-    assert KEY not in lost.message
+LOST = [
+    (resets, False, "ConnectionError"),
+    (resets, True, "ConnectionError"),
+    (writes(), True, "ConnectionError"),
+    (writes(b"SSH-2.0-OpenSSH_9.6\r\n"), True, "BadAnswer"),
+    (writes(b"HTTP/1.1 99999 What\r\n\r\n"), True, "BadAnswer"),
+    (writes(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n"), True, "BadAnswer"),
+    (silent, True, "Timeout"),
+]
+
+
+async def test_once_it_is_out_a_lost_call_may_be_billed() -> None:
+    for rude, reads, code in LOST:
+        async with raw(rude, reads=reads) as base:
+            lost = await call(base, timeout_s=0.5)
+        assert isinstance(lost, NoAnswer)
+        assert (lost.code, lost.sent) == (code, True)
+        assert lost.message
+        assert KEY not in lost.message
 
 
 async def test_the_longest_legal_call_has_all_of_its_time_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,30 +230,29 @@ async def test_a_lease_found_stale_at_the_last_moment_keeps_the_request_in() -> 
     assert heard == [b""]
 
 
-@pytest.mark.parametrize(
-    ("rude", "status", "body"),
-    [
-        (writes(b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n"), 302, b""),
-        (writes(OK, b"Content-Length: 100\r\n\r\ncut"), 200, b"cut"),
-        (stalls, 200, b'{"data"'),
-        (never_ends, 400, b"x" * MAX_BODY_BYTES),
-        (writes(OK, b"Content-Encoding: gzip\r\n\r\n", gzip.compress(b"{}")), 200, b"{}"),
-        (writes(OK, b"Content-Encoding: gzip\r\n\r\n", gzip.compress(b"x" * 99)[:-9]), 200, b"x" * 99),
-        (writes(OK, b"Content-Encoding: gzip\r\n\r\n", b"no gzip"), 200, b"no gzip"),
-        (explodes(OK + b"Content-Encoding: gzip\r\n\r\n", b"\0"), 200, bytes(MAX_BODY_BYTES)),
-        (writes(OK, b"Content-Encoding: br\r\n\r\n", b"\x00\xff"), 200, b"\x00\xff"),
-        (writes(b"HTTP/1.1 429 No\r\nRetry-After: 7\r\n\r\n"), 429, b""),
-    ],
-    ids=["redirect", "cut", "stalls", "endless", "gzip", "gzip cut", "no gzip", "bomb", "br", "empty"],
-)
-async def test_what_came_counts_whatever_is_missing(rude: Rude, status: int, body: bytes) -> None:
+CAME = [
+    (writes(b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n"), 302, b""),
+    (writes(OK, b"Content-Length: 100\r\n\r\ncut"), 200, b"cut"),
+    (stalls, 200, b'{"data"'),
+    (never_ends, 400, b"x" * MAX_BODY_BYTES),
+    (writes(OK, b"Content-Encoding: gzip\r\n\r\n", gzip.compress(b"{}")), 200, b"{}"),
+    (writes(OK, b"Content-Encoding: gzip\r\n\r\n", gzip.compress(b"x" * 99)[:-9]), 200, b"x" * 99),
+    (writes(OK, b"Content-Encoding: gzip\r\n\r\n", b"no gzip"), 200, b"no gzip"),
+    (explodes(OK + b"Content-Encoding: gzip\r\n\r\n", b"\0"), 200, bytes(MAX_BODY_BYTES)),
+    (writes(OK, b"Content-Encoding: br\r\n\r\n", b"\x00\xff"), 200, b"\x00\xff"),
+    (writes(b"HTTP/1.1 429 No\r\nRetry-After: 7\r\n\r\n"), 429, b""),
+]
+
+
+async def test_what_came_counts_whatever_is_missing() -> None:
     """The status has told the most; the classifier sees that a body is cut."""
-    async with raw(rude) as base:
-        answer = await call(base, timeout_s=1.0)
-    assert isinstance(answer, Answer)
-    assert answer.status == status
-    assert answer.body == body
-    assert status != 429 or answer.headers["retry-after"] == "7"
+    for rude, status, body in CAME:
+        async with raw(rude) as base:
+            answer = await call(base, timeout_s=1.0)
+        assert isinstance(answer, Answer)
+        assert answer.status == status
+        assert answer.body == body
+        assert status != 429 or answer.headers["retry-after"] == "7"
 
 
 async def test_a_large_answer_is_not_drained() -> None:
@@ -291,16 +290,16 @@ def fails(*_: object) -> Request:
     raise KeyError("size")
 
 
-@pytest.mark.parametrize("request_", [odd, text_for_bytes, nowhere, fails, lambda *_: None])
-async def test_a_tool_that_fails_at_its_request_is_an_answer_and_nothing_was_sent(request_: Any) -> None:
-    sent = Sent()
-    tool = msgspec.structs.replace(TOOL, request=request_).bound(
-        Settings(of_tools={"ark_base_url": "http://127.0.0.1:9", "ark_api_key": KEY})
-    )
-    async with Wire(tool, longest_s=1.0) as at:
-        answer = await at.generate(session(), sent)
-    assert isinstance(answer, NoAnswer) and (answer.code, answer.sent, sent.times) == (NOT_MADE, False, 0)
-    failure = classify(answer, tool.provider, now=datetime.now(UTC))
-    assert isinstance(failure, Failure)
-    assert (failure.category, failure.fatal, failure.outcome) == ("internal", False, "refused")
-    assert failure.provider_message == answer.message
+async def test_a_tool_that_fails_at_its_request_is_an_answer_and_nothing_was_sent() -> None:
+    for request_ in [odd, text_for_bytes, nowhere, fails, lambda *_: None]:
+        sent = Sent()
+        tool = msgspec.structs.replace(TOOL, request=request_).bound(
+            Settings(of_tools={"ark_base_url": "http://127.0.0.1:9", "ark_api_key": KEY})
+        )
+        async with Wire(tool, longest_s=1.0) as at:
+            answer = await at.generate(session(), sent)
+        assert isinstance(answer, NoAnswer) and (answer.code, answer.sent, sent.times) == (NOT_MADE, False, 0)
+        failure = classify(answer, tool.provider, now=datetime.now(UTC))
+        assert isinstance(failure, Failure)
+        assert (failure.category, failure.fatal, failure.outcome) == ("internal", False, "refused")
+        assert failure.provider_message == answer.message

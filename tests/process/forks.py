@@ -38,6 +38,7 @@ FORKED = (
     "tests.process.clock_program",
     "tests.process.manner_program",
     "tests.process.stack_program",
+    "tests.process.widths_program",
 )
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 BEGUN_WITH = ("PYTHON", "LC_", "LANG")  # what an interpreter reads once, when it starts

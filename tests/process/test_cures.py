@@ -90,7 +90,6 @@ ELSEWHERE = {
     "export GENCTL_HOME=FOLDER": "process/test_stack.py::test_two_folders_run_side_by_side",
     "export {}_PROXY=http://HOST:PORT": "path/test_as_boto3.py::test_a_proxy_that_is_no_url_is_told_without_its_password",
     "genctl up": "process/test_stack.py::test_the_queue_and_its_dlq_are_as_doctor_wants_them",
-    "export AWS_ENDPOINT_URL_SQS={}": "path/test_as_boto3.py::test_a_login_in_the_endpoints_url_is_refused_with_the_right_form",
 }
 # what the docs say to type when something is wrong
 OF_DOCS = {
@@ -482,7 +481,8 @@ def test_cures_of_real_services(shell: Shell) -> None:
         idle.close()
 
     assert shell(PREPARED).exit_code == 0
-    elsewhere = "genctl dlq list -S queue=https://sqs.eu-west-1.amazonaws.com/1/jobs"
+    name = place.queue.rpartition("/")[2]
+    elsewhere = f"genctl dlq list -S queue=arn:aws:sqs:eu-west-1:123456789012:{name}"
     said = shell(elsewhere)
     assert "QueueElsewhere" in shell(f"{elsewhere} -o json").err
     assert (
@@ -511,6 +511,6 @@ def test_cures_of_this_machine(shell: Shell) -> None:
     file.chmod(0o666)
     said = shell("genctl config show")
     assert shell.cured("genctl config show", said.fix, "chmod go-w {}").exit_code == 0
-    (command,) = cures.commands(of_files(1024)[0].fix)
+    (command,) = cures.commands(of_files(1024).fix)
     assert int(shell(f"ulimit -Sn 1024; {command} && ulimit -n").out) >= FILES
     assert "GENCTL_HOME=FOLDER" in shell("genctl up", GENCTL_HOME="/proc/nowhere").fix

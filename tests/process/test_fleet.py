@@ -18,7 +18,7 @@ from genctl.domain.pace import WAY_S, WINDOW_S
 from genctl.tools.seedream4 import TOOL
 
 RATE = 1_200  # calls a minute
-JOBS = int(os.environ.get("GENCTL_TEST_FLEET", "200"))  # 2,600 last longer than two minutes
+JOBS = int(os.environ.get("GENCTL_TEST_FLEET", "160"))  # 2,600 last longer than two minutes
 SLACK_S = WINDOW_S + WAY_S
 
 
@@ -64,7 +64,7 @@ def test_five_workers_keep_one_rate_while_one_is_killed_and_one_joins(place: Pla
         workers[0].end(signal.SIGKILL)
         until_sync(lambda: completed(place) >= JOBS // 2, within_s=JOBS)
         with fleet(place, 1, GENCTL_RATE=str(RATE)):
-            until_sync(lambda: completed(place) >= JOBS * 0.8, within_s=JOBS)
+            until_sync(lambda: completed(place) >= JOBS * 0.7, within_s=JOBS)
             rows = {row["worker"]: row for row in place.genctl("workers")}
             living = [worker.events("worker.started")[0]["worker"] for worker in workers[1:]]
             assert set(living) < set(rows)
@@ -74,7 +74,7 @@ def test_five_workers_keep_one_rate_while_one_is_killed_and_one_joins(place: Pla
         allowed = math.ceil((seconds + SLACK_S) * RATE / (60 + SLACK_S))
         assert most_within(times, seconds) <= allowed
         told.append(f"at most {most_within(times, seconds)} of {allowed} in {seconds:g} s")
-    first, last = JOBS // 10, int(JOBS * 0.75)  # the dead worker's jobs come later, when their leases lapse
+    first, last = JOBS // 10, int(JOBS * 0.65)  # the dead worker's jobs come later, when their leases lapse
     spent_s = times[last] - times[first]
     assert spent_s < (last - first) / RATE * 60 * 1.5, f"{spent_s:.1f} s: turns were lost"
     told.append(f"{(last - first) / spent_s * 60:.0f} of {RATE} calls a minute")

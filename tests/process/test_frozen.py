@@ -7,8 +7,8 @@ from tests.kit import until_sync
 from tests.process.place import Place
 from tests.process.test_refusals import calls, ended_right
 
-FREEZES = 50
-JOBS = 400
+FREEZES = 30
+JOBS = 240
 SOON_S = 0.5  # by which the server has carried out what it has got
 BUSY_S = 0.01
 HELD = """

@@ -1,4 +1,4 @@
-"""A database that is away, silent, full of NOTIFYs or throws everybody out: each job ends by its one call."""
+"""A database that is away, silent, throws everybody out, crashes or only reads: each job ends once."""
 
 import asyncio
 import json
@@ -14,9 +14,11 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from tests.kit import QueueServer, database_url, fill_notify_queue, fresh_database, quick_logins, until_sync
+from tests.kit import QueueServer, database_url, fresh_database, quick_logins, until_sync
+from tests.process.fire import Fire
 from tests.process.place import Place, Running, new_place
-from tests.process.test_refusals import USUAL_S, calls, ended_right
+from tests.process.test_crash_matrix import AGED, KINDS, Tried, drain, enqueue, prove
+from tests.process.test_refusals import calls, ended_right
 from tests.process.test_stops import ends_in_time
 
 from genctl.edges import migrate
@@ -30,9 +32,8 @@ OPEN = "select from generation_sessions where completed_at is null and user_id <
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    """One that may be stopped, whose NOTIFY queue is soon full."""
-    settings = {"fsync": "off", "max_notify_queue_pages": "64"}
-    server = Postgres(tmp_path_factory.mktemp("pg"), settings=settings)
+    """One that may be stopped."""
+    server = Postgres(tmp_path_factory.mktemp("pg"), settings={"fsync": "off"})
     asyncio.run(server.start())
     quick_logins(server.dsn)
     try:
@@ -163,28 +164,58 @@ def admin(place: Place) -> "Iterator[psycopg.Connection[Any]]":
         yield conn
 
 
-# NOTIFY
+READ_ONLY = "in a read-only transaction"
 
 
-def test_a_full_notify_queue_holds_up_no_end(place: Place) -> None:
-    with place.worker("--concurrency", "40") as worker, psycopg.connect(place.dsn) as culprit:
-        culprit.execute("listen it")
-        culprit.commit()
-        culprit.execute("select 1")
-        fill_notify_queue(place.dsn)
-        for scenario in ("success", "sensitive"):
-            place.enqueue(scenario)
-            place.enqueue(scenario, user="bob", count=10)
-        until_sync(lambda: not place.sql(OPEN), USUAL_S)
-        ended_right(place)
-        unnotified = "select from session_events where kind = 'unnotified'"
-        assert len(place.sql(unnotified)) == 22
-        culprit.rollback()
-        culprit.close()
-        place.enqueue("sensitive")
-        until_sync(lambda: not place.sql(OPEN), USUAL_S)
-        place.sql("select pg_notification_queue_usage()")
-        place.enqueue("sensitive")
-        until_sync(lambda: not place.sql(OPEN), USUAL_S)
-        assert len(place.sql(unnotified)) <= 23
-        assert worker.events("job.bug") == []
+def test_each_run_ends_once_while_the_database_is_restarted_and_read_only(
+    server: Postgres, place: Place, sqs_server: QueueServer
+) -> None:
+    """Restarted at once, as by a crash, under load; then read-only for a while, as after a fail-over."""
+    with Fire.before(place, sqs_server) as fire:
+        tried = dict[str, Tried]()
+        for kind in KINDS:
+            tried |= enqueue(fire, kind, [("any", "restart, read-only")] * 10)
+        few = ("--concurrency", "2", "--no-sweep")
+        with place.worker(*few) as one, place.worker(*few) as two:
+            for count in (5, 10):
+                until_ended(place, count)
+                crash(server)
+            until_ended(place, 15)
+            only_read(place, on=True)
+            try:
+                until_sync(lambda: server.log.read_text().count(READ_ONLY) >= 4)
+            finally:
+                only_read(place, on=False)
+            until_ended(place, 20)
+            for worker in (one, two):
+                assert worker.end(signal.SIGTERM) == 0
+                assert worker.events("job.bug") == []
+        place.sql(AGED)
+        fire.show_all()
+        drain(fire)
+        prove(fire, tried)
+
+
+def until_ended(place: Place, count: int) -> None:
+    """Wait until so many runs have ended."""
+    ended = "select from generation_sessions where completed_at is not null"
+    until_sync(lambda: len(place.sql(ended)) >= count)
+
+
+def crash(server: Postgres) -> None:
+    """As `pg_ctl restart -m immediate`: nobody is asked, and what was not committed is gone."""
+    assert server.child
+    server.child.stop_signal = signal.SIGQUIT
+
+    async def restart() -> None:
+        await server.stop()
+        await server.start()
+
+    asyncio.run(restart())
+
+
+def only_read(place: Place, *, on: bool) -> None:
+    """Whether new transactions may write."""
+    with psycopg.connect(database_url(place.dsn, "postgres"), autocommit=True) as conn:
+        conn.execute(f"alter system set default_transaction_read_only = {'on' if on else 'off'}".encode())
+        conn.execute("select pg_reload_conf()")

@@ -25,8 +25,13 @@ def many(place: Place, *args: str) -> Iterator[tuple[Running, dict[int, int]]]:
         yield parent, {event["process"]: event["pid"] for event in parent.events("process.started")}
 
 
-def test_a_process_that_is_killed_is_told_and_started_again(place: Place) -> None:
-    """Its job is settled once by whoever lives; the port shows each process, and what both share once."""
+def test_a_process_that_is_killed_is_started_again_and_a_parent_that_is_killed_leaves_nobody_behind(
+    place: Place,
+) -> None:
+    """Each job is settled once by whoever lives; the port shows each process, and what both share once.
+
+    Without their parent the workers stop as by a signal: the call under way is settled, and then they are gone.
+    """
     port = free_port()
     with many(place, "--metrics-port", str(port)) as (parent, pids):
         until_sync(lambda: 'genctl_worker_received_total{process="2"} 0.0' in asked(port, "/metrics")[1])
@@ -43,20 +48,34 @@ def test_a_process_that_is_killed_is_told_and_started_again(place: Place) -> Non
         )
         assert text.count("genctl_sessions{") == 8, "of the database, once"
         assert text.count("# TYPE genctl_worker_received_total counter") == 1
-        assert parent.end(TERM) == 0
-    for number in (0, 1, 2):
-        assert parent.events("process.ended", process=number, exitCode=0)
-    assert place.violations() == []
+        session = place.enqueue("slow-success")
+        place.until_called(session)
+        parent.process.send_signal(signal.SIGKILL)
+        alive = [event["pid"] for event in parent.events("process.started")]
+        until_sync(lambda: not any(map(lives, alive)))
+        assert len(parent.events("process.parent.gone")) == 3
+    assert place.row(session)["status"] == "completed"
+    settled_once(place, session)
+
+
+def lives(pid: int) -> bool:
+    """Tell whether it does; a zombie, whom nobody has buried yet, does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_a_signal_that_reaches_all_at_once_is_one_signal(place: Place) -> None:
     """As Ctrl-C in a terminal, and as systemd does: the calls under way have their grace."""
     session = place.enqueue("slow-success")
-    with many(place, "--grace", "30s") as (parent, pids):
+    with many(place, "--grace", "30s", "--metrics-port", "0") as (parent, pids):
         place.until_called(session)
         for pid in (*pids.values(), parent.process.pid, *pids.values()):
             os.kill(pid, TERM)
         assert parent.end() == 0
+    for number in (0, 1, 2):
+        assert parent.events("process.ended", process=number, exitCode=0)
     assert place.row(session)["status"] == "completed"
     settled_once(place, session)
 
@@ -69,27 +88,6 @@ def test_a_second_signal_lets_the_calls_of_all_go(place: Place) -> None:
         parent.until("worker.stopping", calls=1)
         assert parent.end(TERM, within_s=6) == 0
     assert place.row(session)["lease_until"] <= place.row(session)["now"]
-
-
-def test_a_parent_that_is_killed_leaves_nobody_behind(place: Place) -> None:
-    """Its workers stop as by a signal: the call under way is settled, and then they are gone."""
-    session = place.enqueue("slow-success")
-    with many(place, "--metrics-port", "0") as (parent, pids):
-        place.until_called(session)
-        assert len(pids) == 3
-        parent.process.send_signal(signal.SIGKILL)
-        until_sync(lambda: not any(map(lives, pids.values())))
-        assert len(parent.events("process.parent.gone")) == 3
-    assert place.row(session)["status"] == "completed"
-    settled_once(place, session)
-
-
-def lives(pid: int) -> bool:
-    """Tell whether it does; a zombie, whom nobody has buried yet, does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_many_drain_the_queue_and_end(place: Place) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 
@@ -148,7 +149,7 @@ BAD = {
     "!!python/object:os.system {}": "the tag",
     "name: !!python/name:os.system x": "the tag",
     "? [a]\n: b\n": "a key must be a text",
-    "- 1\n": "expected a map, got a list",
+    "- 1\n": "Expected `object`, got `array`",
     "a: 1\n---\nb: 2\n": "found another document",
     "x" * 300_000: "larger than",
     f"name: {'1' * 5000}\n": "quote it",
@@ -202,9 +203,9 @@ def test_a_file_that_cannot_be_read_and_an_unknown_name_are_exit_2(
         ("[count > `0`]", "[count > values.oft]", "unknown value oft: did you mean often?"),
         ("[version]", "[runbook, list]", "a runbook runs no runbook"),
         ("[version]", '["${often}"]', "No such command"),
-        ("[version]", '[sessions, show, "x${who}"]', "who must be a whole argument"),
+        ("[version]", '[sessions, show, "x${who}"]', "a value is a whole argument"),
         ("[version]", '[sessions, show, "${whom}"]', "unknown value whom: did you mean who?"),
-        ("[version]", '[sessions, show, "${answer}"]', "answer is saved later, by step answer"),
+        ("[version]", '[sessions, show, "${answer}"]', "unknown value answer"),
         ("purpose:", "porpose:", "2:1: unknown key 'porpose': did you mean purpose?"),
         ("secret: true, help: A key", "secret: true, help: A key, default: 5", "exactly one of default"),
         ("type: integer, default: 2", "type: integer, default: true", "the default is no integer"),
@@ -223,14 +224,15 @@ def test_a_file_that_cannot_be_read_and_an_unknown_name_are_exit_2(
             "a path takes no value: who",
         ),
         ("    always: true\n", "", ""),
-        ("url: 'http://127.0.0.1:9/'", "url: 'ftp://x'", "expected a URL"),
+        ("url: 'http://127.0.0.1:9/'", "url: 'ftp://x'", "Expected a URL"),
         ("]`, who)", "]`, hwo)", "unknown value hwo: did you mean who?"),
         ("path: exit, secret", "path: " + "(" * 3000 + ", secret", "no JMESPath: nested too deeply"),
-        ("query: {b: c}", "query: {'${who}': c}", "who must be a whole argument"),
+        ("query: {b: c}", "query: {'${who}x': c}", "a value is a whole argument"),
+        ("select ${often}", "select ${Often}", "a value is ${name}, of small letters"),
         ("genctl: [version]", "genctl: [up]", "it never ends"),
-        ("every: 10ms", "every: 10", "expected a text, got a whole number"),
-        ("timeout: 5s", "timeout: 99999d", "expected a duration such as 250ms"),
-        ("step: wait", "step: Wait", "expected a name of small letters, digits and -"),
+        ("every: 10ms", "every: 10", "Expected `str`, got `int`"),
+        ("timeout: 5s", "timeout: 99999d", "Expected a duration such as 250ms"),
+        ("step: wait", "step: Wait", "Expected a name of small letters, digits and -"),
         ("shell: exit 3", "shell: exit 3\n    sql: {query: select 1}", "not sql and shell"),
     ],
 )
@@ -250,8 +252,9 @@ def test_a_page_can_be_followed_by_hand(tmp_path: Path) -> None:
     assert loaded
     text = page(loaded.runbook)
     assert "    genctl runbook run failing --var who=...\n" in text
-    request = 'POST http://127.0.0.1:9/a?b=c\nd: e\nAuthorization: Bearer ${key}\n\n{"f": 1}\n'
-    assert f"```http\n{request}```" in text
+    request = text.partition("```yaml\n")[2].partition("```")[0]
+    (asked,) = [step.http for step in loaded.runbook.steps if step.http]
+    assert msgspec.convert(yaml.safe_load(request), type(asked)) == asked
 
 
 def test_the_set_is_without_a_fault_and_each_goes_by_its_files_name() -> None:

@@ -78,7 +78,7 @@ def test_the_wheel_works_outside_the_checkout_and_brings_its_files(wheel: Path, 
     for name, folder in installed.folders().items():
         assert folder.is_relative_to(tmp_path)
         assert names(folder) == ({f"{page}.md" for page in TOLD} if name == "docs" else names(ROOT / name))
-    assert installed.run("genctl", "help", "dlq").startswith("Working on the DLQ\n")
+    assert installed.run("genctl", "help", "dlq").startswith("# Working on the DLQ\n")
 
 
 def test_the_editable_install_finds_the_checkouts_files(tmp_path: Path) -> None:

@@ -29,10 +29,18 @@ def settled_once(place: Place, session: str) -> None:
 # How it ends
 
 
-def test_a_worker_ends_by_itself_when_it_was_told_when(place: Place) -> None:
+def test_a_worker_ends_by_itself_when_it_was_told_when_and_logs_the_two_events_of_a_failure(
+    place: Place,
+) -> None:
     """--max-jobs counts messages, --once receives once, --drain waits for retries too."""
     place.enqueue("sensitive", count=3)
-    assert received(place, "--max-jobs", "1") == 1
+    with place.worker("--max-jobs", "1", "--no-sweep") as worker:
+        assert worker.end() == 0
+    (failed,) = place.sql("select id::text from generation_sessions where status = 'failed'")
+    for name in ("session.failed.updated", "session.failed.notify.sent"):
+        (event,) = worker.events(name)
+        assert (event["sessionId"], event["userId"], event["level"]) == (failed["id"], "ann", "info")
+    assert [json.loads(line)["event"] for line in worker.log.read_text().splitlines()]
     assert received(place, "--once") == 2
     assert received(place, "--once") == 0, "one that brings nothing counts"
     place.enqueue("rate-limit-once")
@@ -50,21 +58,11 @@ def received(place: Place, *how: str) -> int:
     return int(stopped["received"])
 
 
-def test_the_two_events_of_a_failure_are_logged_as_json_with_their_ids(place: Place) -> None:
-    session = place.enqueue("sensitive")
-    with place.worker("--max-jobs", "1") as worker:
-        assert worker.end() == 0
-    for name in ("session.failed.updated", "session.failed.notify.sent"):
-        (event,) = worker.events(name)
-        assert (event["sessionId"], event["userId"], event["level"]) == (session, "ann", "info")
-    assert [json.loads(line)["event"] for line in worker.log.read_text().splitlines()]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_an_idle_worker_ends_by_a_signal(place: Place, number: signal.Signals) -> None:
-    with place.worker() as worker:
-        assert worker.end(number, within_s=10) == 0  # a long poll is awaited
-        assert worker.events("worker.stopped")
+def test_an_idle_worker_ends_by_a_signal(place: Place) -> None:
+    for number in (signal.SIGINT, signal.SIGHUP):
+        with place.worker() as worker:
+            assert worker.end(number, within_s=10) == 0  # a long poll is awaited
+            assert worker.events("worker.stopped")
 
 
 def test_a_call_that_ends_within_the_grace_is_awaited(place: Place) -> None:
@@ -103,29 +101,20 @@ def test_a_call_that_is_not_awaited_is_an_outcome_that_nobody_knows(place: Place
 # What its death leaves behind
 
 
-@pytest.mark.parametrize(("unknown_retries", "status"), [("1", "completed"), ("0", "failed")])
-def test_what_a_killed_worker_held_is_settled_once_by_another(
-    place: Place, unknown_retries: str, status: str
-) -> None:
-    """After its lease: sent again, or failed where a second bill is not allowed."""
-    limit: Any = {"GENCTL_MAX_UNKNOWN_RETRIES": unknown_retries}
+def test_what_a_killed_worker_held_fails_where_a_second_bill_is_not_allowed(place: Place) -> None:
+    """After its lease, by the sweeper."""
+    limit: Any = {"GENCTL_MAX_UNKNOWN_RETRIES": "0"}
     session = place.enqueue("hang")
     with place.worker() as worker:
         place.until_called(session)
         assert worker.end(signal.SIGKILL) == -signal.SIGKILL
-    assert place.row(session)["status"] == "processing"
     assert place.genctl("sweep", **limit) == [], "its lease lives"
-    place.sql(
-        "update generation_sessions set prompt = 'quick',"
-        " lease_until = now() - interval '1 second', queued_at = now() - interval '2 minutes'"
-    )
-    with place.worker("--no-sweep", **limit):
-        actions = [swept["action"] for swept in place.genctl("sweep", **limit)]
-        row = place.until_row(session, status=status)
-    assert actions == {"completed": ["requeue", "send"], "failed": ["fail"]}[status]
-    assert (row["unknowns"], row["held_as"]) == (1, {"completed": "captured", "failed": "released"}[status])
+    place.sql("update generation_sessions set lease_until = now() - interval '1 second'")
+    assert [swept["action"] for swept in place.genctl("sweep", **limit)] == ["fail"]
+    row = place.row(session)
+    assert (row["status"], row["unknowns"], row["held_as"]) == ("failed", 1, "released")
     settled_once(place, session)
-    assert list(place.copies().values()) == ["WorkerCrashed"] * (status == "failed")
+    assert list(place.copies().values()) == ["WorkerCrashed"]
 
 
 # What it lives through
@@ -191,22 +180,22 @@ def away(place: Place, name: str, *, allowed: bool) -> None:
 
 def test_two_workers_settle_a_mixed_backlog_once_and_with_a_copy_for_each_failure(place: Place) -> None:
     """The credit audit finds nothing, though messages come twice and two settle for the same users."""
-    mix = {"success": 15, "sensitive": 15, "invalid-parameter": 10, "rate-limit-once": 10, "dropped": 10}
+    mix = {"success": 8, "sensitive": 8, "invalid-parameter": 5, "rate-limit-once": 5, "dropped": 4}
     few = ("--concurrency", "3")
     with place.worker(*few) as one, place.worker(*few) as two:
         for scenario, count in mix.items():
             place.enqueue(scenario, count=count, users=4)
-        for row in place.sql("select id from generation_sessions order by id limit 10"):
+        for row in place.sql("select id from generation_sessions order by id limit 5"):
             place.send(place.body(str(row["id"])))  # SQS delivers at least once
         until_sync(lambda: not place.sql(OPEN), within_s=40)
         assert one.events("session.failed.updated")
         assert two.events("session.failed.updated")
     ended = place.sql("select status, count(*) from generation_sessions group by 1")
-    assert {row["status"]: row["count"] for row in ended} == {"completed": 25, "failed": 35}
+    assert {row["status"]: row["count"] for row in ended} == {"completed": 13, "failed": 17}
     found = place.genctl("refunds", "check")
-    assert found["checked"]["sessions"] == 60
+    assert found["checked"]["sessions"] == 30
     messages = place.genctl("dlq", "list")["messages"]
-    assert len({message["sessionId"] for message in messages}) == 35
+    assert len({message["sessionId"] for message in messages}) == 17
 
 
 OPEN = """

@@ -19,7 +19,7 @@ from tests.ship.judges import DEPLOY, ROOT, judged
 from genctl import __version__
 from genctl.base.durations import parse_duration
 from genctl.base.settings import TABLE
-from genctl.cli.output import GONE_AFTER_S
+from genctl.cli.running import LIMIT_S
 from genctl.cli.words import usage_mistake
 from genctl.ops.health import WITHIN_S
 from genctl.services.liveness import SILENT_S
@@ -47,7 +47,7 @@ class Service(NamedTuple):
         """How long it may take after SIGTERM."""
         if self.args[0] == "worker":
             return parse_duration(self.args[self.args.index("--grace") + 1]) + LAST_S
-        return GONE_AFTER_S
+        return LIMIT_S
 
     @property
     def port(self) -> str:

@@ -84,42 +84,39 @@ async def test_who_does_not_wait_any_more_is_no_trouble_for_the_others() -> None
     assert await there == 9
 
 
-async def all_lanes_taken(
+async def one_hangs(
     calls: list[list[int]], released: asyncio.Event
-) -> tuple[Together[int, int], list[asyncio.Future[int]]]:
-    """As many calls as may be under way, which hang until they are released."""
+) -> tuple[Together[int, int], asyncio.Future[int]]:
+    """The first call is under way until it is released."""
 
     async def work(items: list[int]) -> list[int]:
         calls.append(items)
-        if len(calls) <= batch.LANES:
+        if len(calls) == 1:
             await released.wait()
         return items
 
-    together, hanging = Together(work), []
-    for n in range(batch.LANES):
-        hanging.append(together(n))
-        while len(calls) <= n:
-            await asyncio.sleep(0)
+    together = Together(work)
+    hanging = together(0)
+    while not calls:
+        await asyncio.sleep(0)
     return together, hanging
 
 
-async def test_calls_that_hang_do_not_hold_up_what_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_call_that_hangs_does_not_hold_up_what_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """While one is under way the next waits for it, but not for long."""
     monkeypatch.setattr(batch, "PATIENCE_S", 0.01)
     released = asyncio.Event()
-    together, hanging = await all_lanes_taken([], released)
+    together, hanging = await one_hangs([], released)
     assert await together(9) == 9
     released.set()
-    assert await asyncio.gather(*hanging) == list(range(batch.LANES))
+    assert await hanging == 0
 
 
-async def test_what_waits_goes_as_soon_as_a_call_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_waits_goes_together_as_soon_as_a_call_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "PATIENCE_S", 3600)
     released, calls = asyncio.Event(), list[list[int]]()
-    together, _ = await all_lanes_taken(calls, released)
+    together, _ = await one_hangs(calls, released)
     later = [together(8), together(9)]
-    while not together._due:  # the time for company is not over
-        await asyncio.sleep(0)
     released.set()
     assert await asyncio.gather(*later) == [8, 9]
     assert calls[-1] == [8, 9]

@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import msgspec
-import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from genctl.domain import details as module
 from genctl.domain.classify import classify
 from genctl.domain.details import BODY_BYTES, MESSAGE_BYTES, REMOVED, UNREADABLE, build, for_people, stored
 from genctl.domain.envelopes import ID_SHAPES
@@ -73,9 +73,7 @@ def test_nothing_sent_is_null_and_an_empty_answer_is_empty() -> None:
 SENSITIVE = "The request failed because the output image may contain sensitive information."
 
 
-@pytest.mark.parametrize(
-    ("said", "read"),
-    [
+SAID_AND_READ = [
         (f"{SENSITIVE} Request id: {ARK}", SENSITIVE),
         (f"{SENSITIVE}Request id: {ARK}", SENSITIVE),
         (f"{SENSITIVE} Request ID: {ARK}.", SENSITIVE),
@@ -148,19 +146,19 @@ SENSITIVE = "The request failed because the output image may contain sensitive i
             "参数 size（宽 x 高）不合法，请检查：2048x2048。",
             "The model identifier: seedream-4-0 (E1) of content[0] is wrong, get rid of it.",
         )),
-    ],
-)  # fmt: skip
-def test_people_read_the_providers_sentence_and_nothing_else(said: str, read: str) -> None:
-    assert for_people(said) == read
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "said", ["请稍后重试，请求ID为 {}。", "请稍后重试。（request id：{}）", "请稍后重试。请求编号：{}"]
-)
-def test_an_id_that_is_known_by_its_value_leaves_no_label_behind(said: str) -> None:
+def test_people_read_the_providers_sentence_and_nothing_else() -> None:
+    for said, read in SAID_AND_READ:
+        assert for_people(said) == read
+
+
+def test_an_id_that_is_known_by_its_value_leaves_no_label_behind() -> None:
     """Also where its shape is none that we know."""
-    for request_id in (ARK, "weird/id+of=another"):
-        assert for_people(said.format(request_id), "", request_id) == "请稍后重试。"
+    for said in ["请稍后重试，请求ID为 {}。", "请稍后重试。（request id：{}）", "请稍后重试。请求编号：{}"]:
+        for request_id in (ARK, "weird/id+of=another"):
+            assert for_people(said.format(request_id), "", request_id) == "请稍后重试。"
 
 
 IDS = st.sampled_from([*ID_SHAPES.values()]).flatmap(lambda shape: st.from_regex(rf"\A(?:{shape})\Z"))
@@ -230,53 +228,53 @@ HIDING: dict[str, Callable[[str], str]] = {
 }
 
 
-@pytest.mark.parametrize("hide", HIDING.values(), ids=HIDING)
-def test_secrets_are_removed_from_every_string(hide: Callable[[str], str]) -> None:
-    text = f"Refused. {hide(SECRET)} Sorry."
-    found = details(text, text.encode(), request_id=hide(SECRET), provider_code=hide(SECRET))
-    assert SECRET not in str(found)
-    assert REMOVED in (found.provider_body or "")
-    assert REMOVED in (found.provider_message or "")
+def test_secrets_are_removed_from_every_string() -> None:
+    for hide in HIDING.values():
+        text = f"Refused. {hide(SECRET)} Sorry."
+        found = details(text, text.encode(), request_id=hide(SECRET), provider_code=hide(SECRET))
+        assert SECRET not in str(found)
+        assert REMOVED in (found.provider_body or "")
+        assert REMOVED in (found.provider_message or "")
 
 
-@pytest.mark.parametrize("hide", HIDING.values(), ids=HIDING)
-def test_no_half_of_a_secret_stays_where_a_text_is_cut(hide: Callable[[str], str]) -> None:
+def test_no_half_of_a_secret_stays_where_a_text_is_cut() -> None:
     """At the limit of what is stored, and at the edge of what is looked at, a long secret before it."""
-    hidden = hide(SECRET)
-    for shift in range(0, len(hidden) + 8, 5):
-        for before in ("x" * (BODY_BYTES - shift - 1), "Bearer " + "k" * (8_192 - shift - 8)):
-            text = f"{before} {hidden} and more of it{' y' * 200}"
-            assert SECRET[:6] not in (stored(text, BODY_BYTES, TOOL.provider.key_shape) or "")
-            assert SECRET[:6] not in for_people(text, TOOL.provider.key_shape)
+    for hide in HIDING.values():
+        hidden = hide(SECRET)
+        for shift in range(0, len(hidden) + 8, 9):
+            for before in ("x" * (BODY_BYTES - shift - 1), "Bearer " + "k" * (8_192 - shift - 8)):
+                text = f"{before} {hidden} and more of it{' y' * 200}"
+                assert SECRET[:6] not in (stored(text, BODY_BYTES, TOOL.provider.key_shape) or "")
+                assert SECRET[:6] not in for_people(text, TOOL.provider.key_shape)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        f"Invalid API key {UUID}.",
-        f"The API key '{UUID}' does not exist.",
-        "AKIAIOSFODNN7EXAMPLE",
-        "AKLTYzUxNGQ0ODIzNTY3",
-    ],
-)
-def test_keys_that_only_look_like_ids_are_removed(text: str) -> None:
-    kept = stored(text, BODY_BYTES) or ""
-    assert REMOVED in kept
-    assert UUID not in kept
-    assert "AK" not in kept
+KEYS = [
+    f"Invalid API key {UUID}.",
+    f"The API key '{UUID}' does not exist.",
+    "AKIAIOSFODNN7EXAMPLE",
+    "AKLTYzUxNGQ0ODIzNTY3",
+]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_keys_that_only_look_like_ids_are_removed() -> None:
+    for text in KEYS:
+        kept = stored(text, BODY_BYTES) or ""
+        assert REMOVED in kept
+        assert UUID not in kept
+        assert "AK" not in kept
+
+
+NO_SECRETS = [
         '{"usage":{"generated_images":1,"output_tokens":16280,"total_tokens":16280}}',
         '{"error":{"code":"AuthenticationError","message":"The API key in the request is missing."}}',
         "Bearer token is missing", "Bearer authentication is required", "dark-mode, risk-free, task-based",
         f"Request id: {ARK}", "the token limit is 600", "https://i.example/a.png?x=1&monkey=see",
-    ],
-)  # fmt: skip
-def test_what_is_no_secret_stays_as_it_was_sent(text: str) -> None:
-    assert stored(text, BODY_BYTES) == text
+    ]  # fmt: skip
+
+
+def test_what_is_no_secret_stays_as_it_was_sent() -> None:
+    for text in NO_SECRETS:
+        assert stored(text, BODY_BYTES) == text
 
 
 # -- limits ---------------------------------------------------------------------------------------
@@ -311,24 +309,27 @@ def test_a_body_is_cut_at_the_byte_not_before() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("head", "unit"),
-    [("{'", "\\'"), ("{'", "it\\'s "), ('{"', '\\"'), *(("", unit) for unit in (
+HEADS_AND_UNITS = [("{'", "\\'"), ("{'", "it\\'s "), ('{"', '\\"'), *(("", unit) for unit in (
         "x", " ", "[", "<a", "request id: ", "api key ", "Bearer ", "contact us, ", "((, ", "x-", "if. ",
         "&#60;", "include ", "://a:", "{'", '\\"', "A.", "021762078271000", "é", "(E005) (", '{"a":"', "'", "\\", "\0", "token=", "request-", "<b>",
         "litellm.XError: ", "（", "请求编号：", "， ", ", ", "（，", "任务ID为", " Received Model Group=", "An error occurred (X) ", "a_b",
-    ))],
-)  # fmt: skip
-def test_a_megabyte_costs_less_than_a_tenth_of_a_second(head: str, unit: str) -> None:
-    """Classified and made into details; the best of three, in CPU time."""
-    text = head + unit * (1_000_000 // len(unit))
-    body = msgspec.json.encode({"error": {"code": "InvalidParameter", "message": text}})
+    ))]  # fmt: skip
 
-    def cost() -> float:
-        start = time.process_time()
-        verdict = classify(Answer(400, {}, body), TOOL.provider, now=datetime.now(UTC))
-        assert isinstance(verdict, Failure)
-        build(verdict, attempts=1, max_attempts=1, first_attempt_at=None, provider=TOOL.provider)
-        return time.process_time() - start
 
-    assert min(cost() for _ in range(3)) < 0.1
+def cost(body: bytes) -> float:
+    """The CPU time to classify an answer and to make it into details, which remembers nothing."""
+    for remembering in (module._stored, module._for_people, module._tidied):
+        remembering.cache_clear()
+    start = time.process_time()
+    verdict = classify(Answer(400, {}, body), TOOL.provider, now=datetime.now(UTC))
+    assert isinstance(verdict, Failure)
+    build(verdict, attempts=1, max_attempts=1, first_attempt_at=None, provider=TOOL.provider)
+    return time.process_time() - start
+
+
+def test_a_megabyte_costs_less_than_a_tenth_of_a_second() -> None:
+    """The best of three."""
+    for head, unit in HEADS_AND_UNITS:
+        text = head + unit * (1_000_000 // len(unit))
+        body = msgspec.json.encode({"error": {"code": "InvalidParameter", "message": text}})
+        assert any(cost(body) < 0.1 for _ in range(3)), (head, unit)

@@ -1,6 +1,7 @@
 """From facts to findings: which level, and a fix wherever something is wrong."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -8,13 +9,13 @@ import pytest
 from genctl.domain import findings
 from genctl.domain.findings import ERROR, OK, WARNING, Finding
 from genctl.domain.model import Answer, GenctlError, NoAnswer
+from genctl.domain.refusals import Notifying
 from genctl.domain.rights import RIGHTS
 
 SERVER = {
     "version": "16.4",
     "version_number": 160004,
     "is_replica": False,
-    "notify_usage": 0.0,
     "idle_count": 0,
     "idle_s": None,
     "idle_pid": None,
@@ -33,7 +34,8 @@ QUEUE = {
 DLQ = {"QueueArn": "arn:aws:sqs:x:1:jobs-dlq", "MessageRetentionPeriod": "1209600"}
 
 
-def levels(found: list[Finding]) -> dict[str, str]:
+def levels(found: Iterable[Finding]) -> dict[str, str]:
+    found = list(found)
     assert all(one.fix for one in found if one.level != OK), found
     return {one.check: one.level for one in found if one.level != OK}
 
@@ -44,7 +46,6 @@ def levels(found: list[Finding]) -> dict[str, str]:
         ({}, 1.9, {}),
         ({"version_number": 130012, "version": "13.12"}, 0, {"postgresql": ERROR}),
         ({"is_replica": True}, 0, {"replica": ERROR}),
-        ({"notify_usage": 0.4}, 0, {"notify-queue": WARNING}),
         ({"idle_count": 2, "idle_s": 600.0, "idle_pid": 7}, 0, {"idle-in-transaction": WARNING}),
         ({}, -4.0, {"clocks": WARNING}),
     ],
@@ -88,7 +89,7 @@ def test_the_queues_are_judged_by_their_attributes(
 def test_a_provider_that_answers_anything_but_401_and_403_has_taken_the_key(
     answer: Answer | NoAnswer, level: str
 ) -> None:
-    (found,) = findings.of_provider("https://ark", "ARK_BASE_URL", "ARK_API_KEY", answer)
+    found = findings.of_provider("https://ark", "ARK_BASE_URL", "ARK_API_KEY", answer)
     assert found.level == level
 
 
@@ -99,11 +100,19 @@ def test_a_provider_that_answers_anything_but_401_and_403_has_taken_the_key(
 def test_a_stream_is_judged_by_its_first_byte(
     status: int | None, first_byte_s: float | None, level: str
 ) -> None:
-    assert findings.of_stream("http://api/events", status, first_byte_s, 4.0)[0].level == level
+    assert findings.of_stream("http://api/events", status, first_byte_s, 4.0).level == level
+
+
+def test_a_listener_that_holds_a_transaction_open_fills_the_queue_of_notify() -> None:
+    assert levels(findings.of_refused([], Notifying(0.4, 7, 2))) == {
+        "notify-queue": WARNING,
+        "unnotified": WARNING,
+    }
+    assert levels(findings.of_refused([], Notifying(0.1))) == {}
 
 
 def test_listen_migrations_rights_permissions_and_files() -> None:
-    assert [findings.of_listen(heard=heard)[0].level for heard in (True, None, False)] == [OK, WARNING, ERROR]
+    assert [findings.of_listen(heard=heard).level for heard in (True, None, False)] == [OK, WARNING, ERROR]
     assert findings.of_migrations({"a.sql": "missing"})[0].level == ERROR
     place = "db:5433", "my app"
     lacking = {"relation": "tool_gates", "privileges": "update", "role": "app"}
@@ -116,8 +125,8 @@ def test_listen_migrations_rights_permissions_and_files() -> None:
     assert right.fix == "psql postgresql://OWNER@db:5433/my%20app -c 'grant update on tool_gates to \"app\"'"
     denied = GenctlError("QueueForbidden", "SQS queue jobs: SendMessage", "allow sqs:SendMessage on it")
     assert levels(findings.of_permissions([denied])) == {"permissions": ERROR}
-    assert ["GENCTL_FAIR is off" in findings.of_groups(on=on)[0].message for on in (True, False)] == [
+    assert ["GENCTL_FAIR is off" in findings.of_groups(on=on).message for on in (True, False)] == [
         False,
         True,
     ]
-    assert [findings.of_files(most)[0].level for most in (1024, 4096)] == [WARNING, OK]
+    assert [findings.of_files(most).level for most in (1024, 4096)] == [WARNING, OK]

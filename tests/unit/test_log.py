@@ -1,5 +1,6 @@
 """Logs: one event a line, which names the session and can neither break a terminal nor the worker."""
 
+import asyncio
 import errno
 import io
 import json
@@ -144,9 +145,8 @@ def test_the_cheap_line_is_the_usual_one(form: str, capsys: pytest.CaptureFixtur
     try:
         log.configure(form, "info")  # type: ignore[arg-type]  # of the parameters above
         told = {"sessionId": "s", "userId": "a\x7f\u202e correct horse battery", "streams": 2, "none": None}
-        with log.LinesTogether():
-            structlog.get_logger().info("sse.emit", **told)
-            log.info("sse.emit", **told)
+        structlog.get_logger().info("sse.emit", **told)
+        log.info("sse.emit", **told)
         usual, cheap = (re.sub(r"\d{4}-\S+Z", "TIME", line) for line in lines(capsys))
         assert cheap == usual
         assert "horse" not in cheap
@@ -158,7 +158,7 @@ def test_the_cheap_line_is_the_usual_one(form: str, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("word", ["a" * 300, "\u20ac" * 300])
-def test_lines_that_are_written_together_reach_a_pipe_untorn(
+async def test_lines_that_are_written_together_reach_a_pipe_untorn(
     word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Several processes may share it, and a pipe keeps only so much of a write together."""
@@ -175,9 +175,9 @@ def test_lines_that_are_written_together_reach_a_pipe_untorn(
     stream = io.TextIOWrapper(io.BufferedWriter(Pipe()), "utf-8", line_buffering=True)
     monkeypatch.setattr(sys, "stderr", stream)
     log.configure("json", "info")
-    with log.LinesTogether():
-        for n in range(100):
-            log.info("some.event", n=n, word=word * 20 if n == 50 else word)
+    for n in range(100):
+        log.info("some.event", n=n, word=word * 20 if n == 50 else word)
+    await asyncio.sleep(2 * log.SOON_S)
     assert [json.loads(line)["n"] for line in b"".join(writes).splitlines()] == list(range(100))
     assert all(write.endswith(b"\n") for write in writes)
     assert sum(len(write) > select.PIPE_BUF for write in writes) == 1, "one line is too long by itself"

@@ -1,7 +1,6 @@
 """What a parent decides about its processes, and what their common port says, by a clock of the test's own."""
 
 import signal
-import socket
 import subprocess
 import time
 
@@ -23,16 +22,16 @@ def test_pauses_double_to_thirty_seconds_and_begin_anew_after_a_minute_of_life()
 def test_a_process_whose_loop_stands_still_for_a_minute_is_killed() -> None:
     parent = Parent(1, lambda _: pytest.fail("nothing is forked here"), port=None, grace_s=0, drains=False)
     (one,) = parent._workers
-    line, other = socket.socketpair()
-    with line, other, subprocess.Popen(["sleep", "60"]) as process:
-        one.pid, one.line, one.works = process.pid, line, True
-        one.heard = time.monotonic() - STALLED_S + 10
+    with subprocess.Popen(["sleep", "60"]) as process:
+        one.pid, one.since = process.pid, time.monotonic() - 1_000
+        parent._kill()
+        assert process.poll() is None, "it only starts"
+        parent._beats[1] = time.monotonic() - STALLED_S + 10
         parent._kill()
         assert process.poll() is None
-        one.heard -= 20
+        parent._beats[1] -= 20
         parent._kill()
         assert process.wait(5) == -signal.SIGKILL
-        parent._drop_lines()
 
 
 def test_the_common_port_is_red_while_one_worker_is_and_when_none_has_worked_for_a_minute() -> None:

@@ -102,11 +102,10 @@ def test_an_answer_without_its_status_is_not_taken_for_a_call_without_an_answer(
     assert again(KeptFailure(ID, NOW, error_details=row.details | {"providerStatus": None})) is None
 
 
-@pytest.mark.parametrize("code", OURS)
-def test_codes_of_our_own_keep_their_verdict(code: str) -> None:
-    found = again(kept(OURS[code]), "advice", "5*=fatal")
-    assert found
-    assert not found.is_changed
+def test_codes_of_our_own_keep_their_verdict() -> None:
+    for failure in OURS.values():
+        found = again(kept(failure), "advice", "5*=fatal")
+        assert found and not found.is_changed, failure.code
 
 
 @given(st.dictionaries(st.sampled_from(sorted(kept(failed(400, "X")).details)), json_values))

@@ -18,11 +18,9 @@ LITE, PRO = "seedream-5-0-260128", "dola-seedream-5-0-pro-260628"
 URL = "https://images.example/a.png"
 
 
-@pytest.mark.parametrize(
-    "model", [V40, V45, LITE, PRO, "doubao-seedream-5-0-lite-260128", "dola-seedream-4-5-1"]
-)
-def test_the_models_that_people_have_are_orderable(model: str) -> None:
-    assert Tools.of(Settings()).ordered(model).name == "seedream4"
+def test_the_models_that_people_have_are_orderable() -> None:
+    for model in [V40, V45, LITE, PRO, "doubao-seedream-5-0-lite-260128", "dola-seedream-4-5-1"]:
+        assert Tools.of(Settings()).ordered(model).name == "seedream4"
 
 
 def test_endpoints_are_orderable_once_they_are_named() -> None:
@@ -34,72 +32,70 @@ def test_endpoints_are_orderable_once_they_are_named() -> None:
     assert tools.ordered(endpoint).checked({"size": "1K", "seed": 7}, endpoint) == {"size": "1K", "seed": 7}
 
 
-@pytest.mark.parametrize(
-    ("model", "taken", "refused"),
-    [
+SIZES = [
         (V40, ["1K", "2K", "4K", "1280x720", "4096x4096"], ["3K", "1.5K", "512x512", "4097x4097", "adaptive", "9999x99"]),
         (V45, ["2K", "4K", "2560x1440"], ["1K", "3K", "1024x1024", "2559x1440"]),
         (LITE, ["2K", "3K", "4K", "3072x3072"], ["1K", "1024x1024"]),
         (PRO, ["1K", "1.5K", "2K", "1500x1000"], ["3K", "4K", "4096x4096"]),
-    ],
-)  # fmt: skip
-def test_each_model_takes_its_own_sizes(model: str, taken: list[str], refused: list[str]) -> None:
-    for size in taken:
-        assert TOOL.checked({"size": size}, model) == {"size": size}
-    for size in refused:
+    ]  # fmt: skip
+
+
+def test_each_model_takes_its_own_sizes() -> None:
+    for model, taken, refused in SIZES:
+        for size in taken:
+            assert TOOL.checked({"size": size}, model) == {"size": size}
+        for size in refused:
+            with pytest.raises(GenctlError) as caught:
+                TOOL.checked({"size": size}, model)
+            assert (caught.value.code, caught.value.exit_code) == ("BadParameter", 2)
+
+
+PARAMETERS: list[tuple[dict[str, Any], list[str], list[str]]] = [
+    ({"image": URL}, [V40, V45, LITE, PRO], []),
+    ({"image": [URL] * 10}, [V40, PRO], []),
+    ({"image": [URL] * 14}, [V40, V45, LITE], [PRO]),
+    ({"image": [URL] * 15}, [], [V40, V45, LITE, PRO]),
+    ({"image": "data:image/png;base64,aGk="}, [V40], []),
+    ({"image": "data:image/PNG;base64,aGk="}, [], [V40]),
+    ({"image": "file:///etc/passwd"}, [], [V40, PRO]),
+    ({"image": []}, [], [V40]),
+    ({"watermark": True}, [V40, V45, LITE, PRO], []),
+    ({"watermark": "on"}, [], [V40]),
+    ({"seed": 7}, [], [V40, V45, LITE, PRO]),
+    ({"guidance_scale": 2.5}, [], [V40, PRO]),
+    ({"output_format": "png"}, [LITE, PRO], [V40, V45]),
+    ({"output_format": "jpeg"}, [V40, V45, LITE, PRO], []),
+    ({"output_format": "gif"}, [], [LITE]),
+    ({"optimize_prompt_options": {"mode": "standard"}}, [V40, V45, LITE, PRO], []),
+    ({"optimize_prompt_options": {"mode": "fast"}}, [V40, PRO], [V45, LITE]),
+    ({"optimize_prompt_options": {"mood": "fast"}}, [], [V40]),
+]
+
+
+def test_each_model_takes_its_own_parameters() -> None:
+    for given, takes, refuses in PARAMETERS:
+        for model in takes:
+            assert TOOL.checked(given, model) == given
+        for model in refuses:
+            with pytest.raises(GenctlError):
+                TOOL.checked(given, model)
+
+
+MEANT = [
+    ("sise", "size"),
+    ("Size", "size"),
+    ("Model", "model"),
+    ("waterMark", "watermark"),
+    ("n", "it takes size"),
+]
+
+
+def test_what_no_field_is_called_is_refused_with_what_may_be_meant() -> None:
+    for name, meant in MEANT:
         with pytest.raises(GenctlError) as caught:
-            TOOL.checked({"size": size}, model)
-        assert (caught.value.code, caught.value.exit_code) == ("BadParameter", 2)
-
-
-@pytest.mark.parametrize(
-    ("given", "takes", "refuses"),
-    [
-        ({"image": URL}, [V40, V45, LITE, PRO], []),
-        ({"image": [URL] * 10}, [V40, PRO], []),
-        ({"image": [URL] * 14}, [V40, V45, LITE], [PRO]),
-        ({"image": [URL] * 15}, [], [V40, V45, LITE, PRO]),
-        ({"image": "data:image/png;base64,aGk="}, [V40], []),
-        ({"image": "data:image/PNG;base64,aGk="}, [], [V40]),
-        ({"image": "file:///etc/passwd"}, [], [V40, PRO]),
-        ({"image": []}, [], [V40]),
-        ({"watermark": True}, [V40, V45, LITE, PRO], []),
-        ({"watermark": "on"}, [], [V40]),
-        ({"seed": 7}, [], [V40, V45, LITE, PRO]),
-        ({"guidance_scale": 2.5}, [], [V40, PRO]),
-        ({"output_format": "png"}, [LITE, PRO], [V40, V45]),
-        ({"output_format": "jpeg"}, [V40, V45, LITE, PRO], []),
-        ({"output_format": "gif"}, [], [LITE]),
-        ({"optimize_prompt_options": {"mode": "standard"}}, [V40, V45, LITE, PRO], []),
-        ({"optimize_prompt_options": {"mode": "fast"}}, [V40, PRO], [V45, LITE]),
-        ({"optimize_prompt_options": {"mood": "fast"}}, [], [V40]),
-    ],
-)
-def test_each_model_takes_its_own_parameters(
-    given: dict[str, Any], takes: list[str], refuses: list[str]
-) -> None:
-    for model in takes:
-        assert TOOL.checked(given, model) == given
-    for model in refuses:
-        with pytest.raises(GenctlError):
-            TOOL.checked(given, model)
-
-
-@pytest.mark.parametrize(
-    ("name", "meant"),
-    [
-        ("sise", "size"),
-        ("Size", "size"),
-        ("Model", "model"),
-        ("waterMark", "watermark"),
-        ("n", "it takes size"),
-    ],
-)
-def test_what_no_field_is_called_is_refused_with_what_may_be_meant(name: str, meant: str) -> None:
-    with pytest.raises(GenctlError) as caught:
-        TOOL.checked({name: "1"}, V40, ("prompt", "clientKey", "model"))
-    assert (caught.value.code, caught.value.exit_code) == ("UnknownParameter", 2)
-    assert meant in caught.value.fix
+            TOOL.checked({name: "1"}, V40, ("prompt", "clientKey", "model"))
+        assert (caught.value.code, caught.value.exit_code) == ("UnknownParameter", 2)
+        assert meant in caught.value.fix
 
 
 def test_null_is_as_if_it_were_not_there() -> None:

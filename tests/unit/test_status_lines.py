@@ -29,9 +29,9 @@ def line(
 
 # part, piles -> level, message
 CASES: list[tuple[str, dict[str, Pile], str, str]] = [
-    ("owed", {}, OK, "nothing"),
-    ("owed", {"jobs_owed": Pile(2, 61)}, OK, "2 job messages for 1 min"),
-    ("owed", {"copies_owed": Pile(1, 121)}, ATTENTION, "1 DLQ copy for 2 min: is a sweeper running?"),
+    ("owed", {}, OK, "none"),
+    ("owed", {"jobs_owed": Pile(2, 61)}, OK, "2 without job message (the longest for 1 min)"),
+    ("owed", {"copies_owed": Pile(1, 121)}, ATTENTION, "1 without DLQ copy (for 2 min): is a sweeper running?"),
     ("leases", {"dead_leases": Pile(1, 14)}, OK, "1 dead (for 14 s)"),
     ("leases", {"dead_leases": Pile(3, 90)}, ATTENTION, "3 dead (the longest for 2 min): is a sweeper running?"),
     ("refunds", {}, OK, "none is pending"),

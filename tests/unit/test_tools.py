@@ -11,14 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genctl.base import settings, values
+from genctl.base import hidden, settings, values
 from genctl.base.settings import Settings, row
 from genctl.domain.details import REMOVED, stored
 from genctl.domain.model import GenctlError
-from genctl.ops.runbook.inputs import secrets_of
 from genctl.services.api import Wanted
 from genctl.tools import BESIDE, Params, Tool
-from genctl.tools.found import Tools, found, overlap, sound
+from genctl.tools.found import Tools, found, load, overlap, sound
 from genctl.tools.seedream4 import TOOL as SEEDREAM
 
 OTHER = msgspec.structs.replace(
@@ -81,8 +80,8 @@ def test_ours_is_found_as_any_other_is() -> None:
 
 
 CASES = {
-    "an import that fails": (Point("other", ModuleNotFoundError("No module named 'torch'")), "cannot be loaded: ModuleNotFoundError: No module named 'torch'"),
-    "an exit": (Point("other", SystemExit(3)), "cannot be loaded: SystemExit: 3"),
+    "an import that fails": (Point("other", ModuleNotFoundError("No module named 'torch'")), "cannot be used: ModuleNotFoundError: No module named 'torch'"),
+    "an exit": (Point("other", SystemExit(3)), "cannot be used: SystemExit: 3"),
     "a text of many lines": (Point("other", ValueError("a\n b\n\tc")), "ValueError: a b c"),
     "no tool": (Point("other", object()), "is no genctl.tools.Tool"),
     "another name": (Point("other", msgspec.structs.replace(OTHER, name="else")), "the tool itself else"),
@@ -101,29 +100,29 @@ CASES = {
     "a name that no queue can have": (Point("Other", msgspec.structs.replace(OTHER, name="Other")), "it is called 'Other', and the name of a tool"),
     "a text for a tuple": (other(models="other-*"), "its models are 'other-*', and must be a tuple"),
     "a sign that SQL knows nothing of": (other(models=("other-[0-9]",)), "its pattern 'other-[0-9]' is no name"),
-    "models of no text": (other(models=(1,)), "it is not made as a Tool is: TypeError"),
+    "models of no text": (other(models=(1,)), "cannot be used: TypeError"),
     "what nobody can bring": (other(brings="base64"), "it brings 'base64'"),
     "parameters of another kind": (other(params=Plain), "no kind of genctl.tools.Params"),
     "a parameter that every order has": (other(params=Twice), "its parameter clientKey is what every order has"),
     "a pattern that is none": (other(provider=msgspec.structs.replace(OTHER.provider, key_shape="(")), "its provider's pattern '(' cannot be read"),
-    "a provider that is none": (other(provider=None), "it is not made as a Tool is: AttributeError"),
+    "a provider that is none": (other(provider=None), "cannot be used: AttributeError"),
     "a setting of another tool": (other(settings=(row("ARK_API_KEY", values.as_text, "mine", ""), *OTHER.settings[1:])), "its setting ark_api_key is one of seedream4 already"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("point", "why"), CASES.values(), ids=CASES)
-def test_a_package_that_is_wrong_is_told_by_name_and_stops_only_itself(point: Point, why: str) -> None:
-    tools = of(point)
-    assert [*tools.by_name] == ["seedream4"]
-    (told,) = tools.troubles.values()
-    assert why in told
-    assert "\n" not in told
-    assert "a-package" in told
-    table = Tools.of(Settings(), tools)
-    assert table.named("seedream4").name == "seedream4"
-    with pytest.raises(GenctlError) as caught:
-        table.named(point.name)
-    assert (caught.value.code, caught.value.exit_code) == ("ToolUnusable", 3)
+def test_a_package_that_is_wrong_is_told_by_name_and_stops_only_itself() -> None:
+    for point, why in CASES.values():
+        tools = of(point)
+        assert [*tools.by_name] == ["seedream4"]
+        (told,) = tools.troubles.values()
+        assert why in told
+        assert "\n" not in told
+        assert "a-package" in told
+        table = Tools.of(Settings(), tools)
+        assert table.named("seedream4").name == "seedream4"
+        with pytest.raises(GenctlError) as caught:
+            table.named(point.name)
+        assert (caught.value.code, caught.value.exit_code) == ("ToolUnusable", 3)
 
 
 def test_of_two_packages_with_one_name_neither_is_used() -> None:
@@ -247,9 +246,14 @@ def test_a_tool_shares_a_row_of_settings_with_its_sibling() -> None:
     assert [entry.key for entry in of(other()).settings] == [entry.key for entry in SEEDREAM.settings]
 
 
-def test_the_secrets_of_tools_are_masked_as_ours_are() -> None:
-    found_ = Settings(secret="x" * 32, of_tools={"ark_api_key": "hunter2-hunter2"})
-    assert {"x" * 32, "hunter2-hunter2"} <= {*secrets_of(found_)}
+def test_the_secrets_of_tools_are_hidden_as_ours_are(tmp_path: Path) -> None:
+    env = {
+        "GENCTL_SECRET": "x" * 32,
+        "ARK_API_KEY": "hunter2-hunter2",
+        "DATABASE_URL": "postgresql://a:b-of-a@c/d",
+    }
+    load(env=env, cwd=tmp_path)
+    assert {"x" * 32, "hunter2-hunter2", "b-of-a"} <= {*hidden.known()}
 
 
 def test_a_key_of_any_shape_is_removed_from_what_the_provider_says_of_it() -> None:

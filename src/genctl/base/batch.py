@@ -3,15 +3,13 @@
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from functools import partial
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
 
-LANES = 1
 PACE_S = 0.01  # between the begins of two calls: a batch more often costs more than it brings
-PATIENCE_S = 0.05  # a slow call must not delay the others longer
+PATIENCE_S = 0.05  # likewise while a call is under way: a slow one must not delay the others longer
 MOST_LANES = 6  # no more connections than these wait for a call that hangs
 
 
@@ -20,9 +18,9 @@ class Together(Generic[K, V]):
 
     A lone item goes at once, with those of the same turn of the loop. While a call is under way, or began
     less than `PACE_S` ago, the next items wait and go together: the more there is to do, the larger the
-    calls. They wait for one of `LANES` calls to end, but not for long: then `MOST_LANES` may be under way.
-    With `within_s` the first item waits so long for company. `work` returns a result for each item, in order;
-    only the caller of an item gets an exception among them.
+    calls. They wait for the call to end, but not for long, or until they are `most`: then there may be
+    `MOST_LANES` calls. With `within_s` the first item waits so long for company. `work` returns a result for
+    each item, in order; only the caller of an item gets an exception among them.
     """
 
     def __init__(
@@ -37,45 +35,42 @@ class Together(Generic[K, V]):
         self._most = most
         self._waiting: list[tuple[K, asyncio.Future[V]]] = []
         self._timer: asyncio.Handle | None = None
-        self._due = False  # the wait for others is over, and the items wait for a lane
-        self._lanes = LANES  # that these items may use
-        self._next_at = -math.inf  # when the next call may begin, by the loop's clock
+        self._began_at = -math.inf  # the last call, by the loop's clock
         self._under_way: set[asyncio.Task[None]] = set()
 
     def __call__(self, item: K) -> asyncio.Future[V]:
         """Return a future of the item's result. Cancelling that does not take the item out."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[V] = loop.create_future()
+        future: asyncio.Future[V] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if len(self._waiting) >= self._most:
-            self._go(MOST_LANES)
-        elif self._timer is None and not self._due:
-            wait_s = max(self._within_s, self._next_at - loop.time())
-            go = partial(self._go, LANES)
-            self._timer = loop.call_later(wait_s, go) if wait_s > 0 else loop.call_soon(go)
+            self._go()
+        elif self._timer is None:
+            self._wait(self._within_s)
         return future
 
-    def _go(self, lanes: int) -> None:
-        """Begin with the waiting items in so many lanes; else when a lane ends, or soon in more lanes."""
+    def _wait(self, within_s: float = 0.0) -> None:
         loop = asyncio.get_running_loop()
+        apart_s = PATIENCE_S if self._under_way else PACE_S
+        wait_s = max(within_s, self._began_at + apart_s - loop.time())
+        self._timer = loop.call_later(wait_s, self._go) if wait_s > 0 else loop.call_soon(self._go)
+
+    def _go(self) -> None:
         if self._timer:
             self._timer.cancel()
             self._timer = None
-        self._lanes = lanes
-        while self._waiting and len(self._under_way) < lanes:
+        while self._waiting and len(self._under_way) < MOST_LANES:
             some, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
-            self._next_at = loop.time() + PACE_S
+            self._began_at = asyncio.get_running_loop().time()
             task = asyncio.create_task(self._carry_out(some))
             self._under_way.add(task)
             task.add_done_callback(self._ended)
-        self._due = bool(self._waiting)
-        if self._due and lanes < MOST_LANES:
-            self._timer = loop.call_later(PATIENCE_S, partial(self._go, MOST_LANES))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._under_way.remove(task)
-        if self._due:
-            self._go(self._lanes)
+        if self._waiting:
+            if self._timer:
+                self._timer.cancel()
+            self._wait()
 
     async def _carry_out(self, some: list[tuple[K, asyncio.Future[V]]]) -> None:
         results: Sequence[V | Exception]

@@ -14,6 +14,7 @@ import select
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -23,7 +24,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 import structlog
 
-from genctl.base.hidden import hide, hide_in
+from genctl.base.hidden import hide
 from genctl.base.printable import escape_json, printable
 
 Event = MutableMapping[str, Any]
@@ -48,7 +49,6 @@ def configure(form: Literal["text", "json"], level: str) -> None:
             Throttle(),
             _head,
             _exceptions(traced=least <= logging.DEBUG),
-            _without_secrets,
             _as_json if form == "json" else _as_text(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(least),
@@ -61,42 +61,26 @@ def configure(form: Literal["text", "json"], level: str) -> None:
 def info(event: str, **facts: object) -> None:
     """Log as structlog's logger does, at a quarter of its price: for lines of which each change has some.
 
-    It takes at least one fact.
+    It takes at least one fact, and is written a moment later.
     """
     if not _Lines.plain:
         structlog.get_logger().info(event, **facts)
         return
     line = f'{{"timestamp":"{_now()}","level":"info","event":"{event}",{_as_json(None, "info", facts)[1:]}'
-    if _Lines.held is None:
-        _Lines.write(hide(line))
-    else:
-        _Lines.held.append(line)  # which hides in all of them at once
-
-
-class LinesTogether:
-    """Write the lines of a batch together with those of the next `SOON_S`: a write costs more than a line."""
-
-    def __enter__(self) -> None:
-        self._outer, _Lines.held = _Lines.held, []
-
-    def __exit__(self, *_: object) -> None:
-        lines, _Lines.held = _Lines.held, self._outer
-        if lines:
-            _Lines.write_soon(lines)
+    _Lines.write_soon(line)
 
 
 class _Lines:
-    """Write lines to stderr; if it is closed or full we lose the line, and the worker goes on."""
+    """Write lines to stderr, without secrets; if that is closed or full we lose them and go on."""
 
     plain = False  # those of info() are JSON, and are wanted
-    held: list[str] | None = None  # while lines are written together
     waiting: ClassVar[list[str]] = []  # for the next write
 
     @classmethod
-    def write_soon(cls, lines: list[str]) -> None:
-        is_first = not cls.waiting
-        cls.waiting += lines
-        if is_first:
+    def write_soon(cls, line: str) -> None:
+        """Write it with those of the next `SOON_S`, as a write costs more than a line."""
+        cls.waiting.append(line)
+        if len(cls.waiting) == 1:
             try:
                 asyncio.get_running_loop().call_later(SOON_S, cls.flush)
             except RuntimeError:
@@ -104,30 +88,15 @@ class _Lines:
 
     @classmethod
     def flush(cls) -> None:
-        if cls.waiting:
-            text = hide("".join(cls.waiting))
-            cls.waiting.clear()
-            cls._write(text)
-
-    @classmethod
-    def write(cls, line: str) -> None:
-        if cls.held is not None:
-            cls.held.append(line)
-            return
-        cls.flush()  # the order stays
-        cls._write(line)
-
-    @staticmethod
-    def _write(lines: str) -> None:
-        try:
-            for some in _untorn(lines):
+        lines, cls.waiting[:] = hide("".join(cls.waiting)), []
+        with suppress(OSError, ValueError):
+            for some in _untorn(lines) if lines else ():
                 sys.stderr.write(some)
                 sys.stderr.flush()
-        except (OSError, ValueError):  # (a context would cost as much as the line)
-            pass
 
     def msg(self, line: str) -> None:
-        self.write(line)
+        self.waiting.append(line)  # the order stays
+        self.flush()
 
     debug = info = warning = error = critical = msg
 
@@ -152,27 +121,24 @@ class Throttle:
     A kind of line passes `MOST` times in `WHILE_S`; the next one after that says how many were left out.
     """
 
-    MOST, WHILE_S, KINDS = 10, 10.0, 1_000
+    MOST, WHILE_S = 10, 10.0
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._seen: dict[object, tuple[float, int]] = {}  # since when, and how many
+        self._since = clock()
+        self._seen, self._before = Counter[object](), Counter[object]()
 
     def __call__(self, _: object, level: str, event: Event) -> Event:
         kind = (level, event.get("logger"), event.pop(_KIND, event["event"]))
         if level in {"debug", "info"} or "sessionId" in event:
             return event
-        now = self._clock()
-        since, count = self._seen.get(kind, (now, 0))
-        if now - since >= self.WHILE_S:
-            if count > self.MOST:
-                event["leftOut"] = count - self.MOST
-            since, count = now, 0
-        if len(self._seen) >= self.KINDS:
-            self._seen.clear()
-        self._seen[kind] = since, count + 1
-        if count >= self.MOST:
+        if (now := self._clock()) - self._since >= self.WHILE_S:
+            self._since, self._before, self._seen = now, self._seen, Counter()
+        self._seen[kind] += 1
+        if self._seen[kind] > self.MOST:
             raise structlog.DropEvent
+        if (left_out := self._before.pop(kind, 0) - self.MOST) > 0:
+            event["leftOut"] = left_out
         return event
 
 
@@ -213,12 +179,6 @@ def _exceptions(*, traced: bool) -> Callable[[object, str, Event], Event]:
         return event
 
     return processor
-
-
-def _without_secrets(_: object, __: str, event: Event) -> Event:
-    """Hide secrets in what an event tells; its name is ours, unless a library has said it."""
-    kept = {"timestamp", "level"} if "logger" in event else {"timestamp", "level", "event"}
-    return {key: value if key in kept else hide_in(value) for key, value in event.items()}
 
 
 def _as_json(_: object, __: str, event: Event) -> str:

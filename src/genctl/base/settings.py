@@ -70,9 +70,8 @@ def setting(
     parse: Callable[[str], Any], default: str | None, meaning: str, *, env: str = "", secret: bool = False
 ) -> Any:
     """Declare a row as a dataclass field; its variable is `env`, else `GENCTL_` and the key in capitals."""
-    metadata = {"env": env, "parse": parse, "default": default, "meaning": meaning, "secret": secret}
-    value = None if default is None else parse(default)
-    return dataclasses.field(default=value, repr=not secret, metadata=metadata)
+    entry = Entry("", "", env, parse, default, meaning, secret)
+    return dataclasses.field(default=entry.value, repr=not secret, metadata={"entry": entry})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,8 +233,8 @@ def _queue_of(tool: str) -> str:
 
 def _entry(field: "dataclasses.Field[Any]") -> Entry:
     key = field.name.removesuffix("_s")
-    declared = {**field.metadata, "env": field.metadata["env"] or f"GENCTL_{key.upper()}"}
-    return Entry(name=field.name, key=key, **declared)
+    entry: Entry = field.metadata["entry"]
+    return entry._replace(name=field.name, key=key, env=entry.env or f"GENCTL_{key.upper()}")
 
 
 TABLE = tuple(_entry(field) for field in dataclasses.fields(Settings) if field.metadata)

@@ -3,19 +3,22 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
 from genctl.base import dsn
 from genctl.base.durations import parse_duration
 
-_SWITCH = dict.fromkeys(("on", "true", "yes", "1"), True) | dict.fromkeys(("off", "false", "no", "0"), False)
+T = TypeVar("T")
 
 
-def _like(pattern: str, expected: str) -> Callable[[str], str]:
-    def parse(value: str) -> str:
+def _like(pattern: str, expected: str, read: Callable[[str], T]) -> Callable[[str], T]:
+    """Make a parser of texts of which all fits the pattern."""
+
+    def parse(value: str) -> T:
         if not re.fullmatch(pattern, value, re.ASCII):
             raise ValueError(expected)
-        return value
+        return read(value)
 
     return parse
 
@@ -32,40 +35,27 @@ def as_secret_key(value: str) -> str:
     return value
 
 
-def as_switch(value: str) -> bool:
-    if value.lower() not in _SWITCH:
-        raise ValueError("on or off")
-    return _SWITCH[value.lower()]
+def _is_on(value: str) -> bool:
+    return value.lower() in {"on", "true", "yes", "1"}
 
 
-def as_count(least: int) -> Callable[[str], int]:
-    def parse(value: str) -> int:
-        if not re.fullmatch(r"\d{1,9}", value, re.ASCII) or int(value) < least:
-            raise ValueError(f"a whole number from {least} to 999999999")
-        return int(value)
-
-    return parse
+as_switch = _like("(?i:on|true|yes|1|off|false|no|0)", "on or off", _is_on)
+as_rate = _like(r"(?=.*[1-9])\d{1,9}(\.\d{1,6})?", "a number above 0", float)
 
 
-def as_rate(value: str) -> float:
-    if not re.fullmatch(r"\d{1,9}(\.\d{1,6})?", value, re.ASCII) or float(value) <= 0:
-        raise ValueError("a number above 0")
-    return float(value)
+def as_count(least: Literal[0, 1]) -> Callable[[str], int]:
+    expected = f"a whole number from {least} to 999999999"
+    return _like(rf"(?=.*[{least}-9])\d{{1,9}}", expected, int)
+
+
+def as_choice(*choices: str) -> Callable[[str], str]:
+    return _like(f"(?i:{'|'.join(choices)})", f"one of {', '.join(choices)}", str.lower)
 
 
 def as_duration(value: str) -> float:
     if (seconds := parse_duration(value)) <= 0:
         raise ValueError("a duration above 0, such as 300s or 24h")
     return seconds
-
-
-def as_choice(*choices: str) -> Callable[[str], str]:
-    def parse(value: str) -> str:
-        if value.lower() not in choices:
-            raise ValueError(f"one of {', '.join(choices)}")
-        return value.lower()
-
-    return parse
 
 
 def as_url(value: str) -> str:
@@ -114,11 +104,14 @@ def as_listen_url(value: str) -> str:
         raise ValueError(f"off, or {error}") from None
 
 
-as_tool = _like(r"[a-z][a-z0-9-]{0,39}", "the name of a tool: lower-case letters, digits and -, at most 40")
+as_tool = _like(
+    r"[a-z][a-z0-9-]{0,39}", "the name of a tool: lower-case letters, digits and -, at most 40", str
+)
 _NAME = r"[A-Za-z0-9_-]{1,80}(\.fifo)?"
 _as_queue = _like(
     rf"{_NAME}|https?://[!-.0-?A-~]+/[!-~]+|arn:[a-z-]+:sqs:[a-z0-9-]+:\d{{1,12}}:{_NAME}",
     "the name, URL or ARN of an SQS queue",
+    str,
 )
 
 
@@ -134,13 +127,8 @@ def as_folder(value: str) -> Path:
 
 
 def _as_list(pattern: str, expected: str) -> Callable[[str], tuple[str, ...]]:
-    def parse(value: str) -> tuple[str, ...]:
-        items = tuple(item for part in value.split(",") if (item := part.strip().rstrip("/")))
-        if not all(re.fullmatch(pattern, item, re.ASCII) for item in items):
-            raise ValueError(expected)
-        return items
-
-    return parse
+    item = _like(pattern, expected, str)
+    return lambda value: tuple(item(one) for part in value.split(",") if (one := part.strip().rstrip("/")))
 
 
 as_origins = _as_list(
@@ -154,13 +142,15 @@ as_headers = _as_list(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}", "names of headers, b
 as_hosts = _as_list(r"(\*\.)?[A-Za-z0-9.-]+(:\d{1,5})?", "hosts such as img.example.com, between commas")
 
 
+_verdicts = _as_list(
+    r"advice|(?!advice=)(?:[3-5]\d\d|(?!\d+(?:xx)?=)[.*?-]*\w[\w.*?-]{0,99})=(?:fatal|retry)",
+    "verdicts such as 408=retry or SetLimitExceeded=fatal, or advice, between commas",
+)
+
+
 def as_verdicts(value: str) -> tuple[str, ...]:
     """Take `<status or pattern of codes>=fatal|retry`, each once, or `advice`; refuse our own codes."""
-    items = tuple(item for part in value.split(",") if (item := "".join(part.split())))
-    pattern = r"advice|(?!advice=)(?:[3-5]\d\d|(?!\d+(?:xx)?=)[.*?-]*\w[\w.*?-]{0,99})=(?:fatal|retry)"
-    if not all(re.fullmatch(pattern, item, re.ASCII) for item in items):
-        raise ValueError("verdicts such as 408=retry or SetLimitExceeded=fatal, or advice, between commas")
-    if not items:
+    if not (items := _verdicts("".join(value.split()))):
         return items
     from genctl.domain.classify import OURS  # noqa: PLC0415 (its patterns take time, and mostly there is none)
 

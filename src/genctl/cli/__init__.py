@@ -21,7 +21,7 @@ TABLE = {
         "serve": ("run:serve", "Serve the API, the streams and the page."),
         "worker": ("run:worker", "Carry jobs from the queue to their settled rows."),
         "simulator": ("simulator:simulator", "Serve the provider's images API, with failures on request."),
-        "sweep": ("sweep:sweep", "Run the safety net: settle runs and send messages that nothing else did."),
+        "sweep": ("run:sweep", "Run the safety net: settle runs and send messages that nothing else did."),
         "pause": ("run:pause", "Close the gate: jobs wait, none fails."),
         "resume": ("run:resume", "Open the gate, and forget what the provider's refusals have taught."),
     },
@@ -31,7 +31,7 @@ TABLE = {
         "watch": ("follow:watch", "Show a user's events as their page gets them."),
         "sessions": ("sessions:sessions", "List sessions, show or trace one, run it again, cancel it."),
         "dlq": ("dlq:dlq", "Look at the dead-letter queue, and bring its jobs back."),
-        "report": ("report:report", "Report the failures of a period as Markdown."),
+        "report": ("follow:report", "Report the failures of a period as Markdown."),
     },
     "Judge": {
         "workers": ("judge:workers", "List the workers that live, and what each waits for."),

@@ -1,6 +1,5 @@
 """Build commands that are imported when used, have the shared options, and show examples in their help."""
 
-from collections import UserDict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import import_module
@@ -74,13 +73,19 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """Group commands. A command line that names none of them means `default`, if there is one."""
+    """Group commands. A command line that names none of them means `default`, if there is one.
+
+    Its `examples` are the first ones of its members, unless it has some of its own.
+    """
 
     command_class = Command
 
-    def __init__(self, *args: Any, default: str | None = None, **more: Any) -> None:
+    def __init__(
+        self, *args: Any, default: str | None = None, examples: Sequence[str] = (), **more: Any
+    ) -> None:
         super().__init__(*args, **more)
         self.default = default
+        self.examples = examples
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         is_typed = not ctx.resilient_parsing  # a shell that completes it may want another command
@@ -117,19 +122,9 @@ class Group(click.Group):
             formatter.write_dl([(name, one.get_short_help_str(WHOLE)) for name, one in commands if one])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        members = (self.get_command(ctx, name) for name in self.list_commands(ctx))
-        _write_examples(formatter, [one.examples[0] for one in members if isinstance(one, Command)])
-
-
-class _Imported(UserDict[str, click.Command]):
-    """Map names to commands; import a command, given as `module:attribute`, when somebody asks for it."""
-
-    def __getitem__(self, name: str) -> click.Command:
-        target = super().__getitem__(name)
-        if isinstance(target, str):
-            module, attribute = target.split(":")
-            target = self[name] = getattr(import_module(f"genctl.cli.{module}"), attribute)
-        return target
+        members = () if self.examples else (self.get_command(ctx, name) for name in self.list_commands(ctx))
+        first = [one.examples[0] for one in members if isinstance(one, Command)]
+        _write_examples(formatter, self.examples or first)
 
 
 class LazyGroup(Group):
@@ -138,19 +133,19 @@ class LazyGroup(Group):
     Help and completion import no command, so that they stay fast.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        table: Mapping[str, Mapping[str, tuple[str, str]]],
-        examples: Sequence[str],
-        **more: Any,
-    ) -> None:
-        commands: dict[str, Any] = {
-            name: target for section in table.values() for name, (target, _) in section.items()
-        }
-        super().__init__(*args, commands=_Imported(commands), **more)
+    def __init__(self, *args: Any, table: Mapping[str, Mapping[str, tuple[str, str]]], **more: Any) -> None:
+        every = {name: entry for section in table.values() for name, entry in section.items()}
+        commands = {name: click.Command(name, help=line) for name, (_, line) in every.items()}
+        super().__init__(*args, commands=commands, **more)
         self.table = table
-        self.examples = examples
+        self._targets = {name: target for name, (target, _) in every.items()}
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002 (of click)
+        """Import the command when somebody asks for it."""
+        if target := self._targets.pop(name, None):
+            module, attribute = target.split(":")
+            self.commands[name] = getattr(import_module(f"genctl.cli.{module}"), attribute)
+        return self.commands.get(name)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (of click)
         return list(self.commands)
@@ -158,9 +153,10 @@ class LazyGroup(Group):
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
         from click.shell_completion import CompletionItem
 
-        lines = {name: line for section in self.table.values() for name, (_, line) in section.items()}
         found = [
-            CompletionItem(name, help=line) for name, line in lines.items() if name.startswith(incomplete)
+            CompletionItem(name, help=command.get_short_help_str(WHOLE))
+            for name, command in self.commands.items()
+            if name.startswith(incomplete)
         ]
         return found + click.Command.shell_complete(self, ctx, incomplete)
 
@@ -169,9 +165,6 @@ class LazyGroup(Group):
         for title, section in self.table.items():
             with formatter.section(title):
                 formatter.write_dl([(f"{name:{widest}}", line) for name, (_, line) in section.items()])
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        _write_examples(formatter, self.examples)
 
 
 class Rate(click.FloatRange):

@@ -1,7 +1,7 @@
 """Complete command lines in the user's shell: `genctl completion`, and the words that only genctl knows.
 
 A shell waits for us at each TAB, so we ask neither the database nor the installed tools: a process beside us
-does, and leaves what it found in a file. We wait a moment for it, and go without when it is late.
+does, and leaves what it found in a file for the next TAB.
 """
 
 import json
@@ -23,10 +23,8 @@ if TYPE_CHECKING:
     from genctl.cli.output import Output
 
 PROGRAM = "genctl"
-PATIENCE_S = 0.08  # of the 200 ms that a person does not notice, most are gone when we get here
-AWAITED_S = 5.0  # so long we start no second process for the same file
-FRESH_S = {"sessions": 5.0, "names": 3600.0}
-KEPT_S = {"sessions": 86_400.0, "names": 7 * 86_400.0}  # an older file counts as none
+FRESH_S = 5.0  # then another process reads all anew
+KEPT_S = 86_400.0  # an older file counts as none
 PLACES = ("DATABASE_URL", "GENCTL_HOME", "GENCTL_CONFIG", "XDG_DATA_HOME", "XDG_CONFIG_HOME")
 
 Completer = Callable[[click.Context, click.Parameter, str], list[Any]]
@@ -56,8 +54,7 @@ def completion(out: "Output", *, shell: str) -> None:  # noqa: ARG001 (each comm
 
     made = get_completion_class(shell)
     assert made  # noqa: S101 - click has all three
-    for what in FRESH_S:  # so that the first TAB of a new shell finds them
-        _refresh(what, _file(what))
+    _remembered("sessions")  # so that the first TAB of a new shell finds them
     write(made(click.get_current_context().find_root().command, {}, PROGRAM, ASKED).source() + "\n")
 
 
@@ -88,8 +85,7 @@ def names(kind: str) -> Completer:
     """Complete names of a kind that needs the installed tools: `codes`, `tools`, `providers`."""
 
     def begun_so(_: click.Context, __: click.Parameter, begun: str) -> list[Any]:
-        found = (row for row in _remembered("names") if row["kind"] == kind)
-        return [row["name"] for row in found if row["name"].startswith(begun)]
+        return [name for name in _remembered(kind) if name.startswith(begun)]
 
     return begun_so
 
@@ -101,27 +97,24 @@ def runbooks(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
     return [path.stem for path in sorted(folder("runbooks").glob(f"{begun}*.yaml"))]
 
 
-def _remembered(what: str) -> list[dict[str, str]]:
-    """Read the file; when it is old or missing, have another process write it, and wait a moment."""
-    file = _file(what)
-    if _age_s(file) > FRESH_S[what]:
-        deadline = time.monotonic() + PATIENCE_S
-        _refresh(what, file)
-        while _age_s(file) > FRESH_S[what] and time.monotonic() < deadline:
-            time.sleep(0.005)
+def _remembered(kind: str) -> list[Any]:
+    """Read what the file has of this kind; when it is old or missing, have another process write it."""
+    file, found = _file(), list[Any]()
+    age_s = _age_s(file)
     with suppress(OSError, ValueError):
-        if _age_s(file) < KEPT_S[what]:
-            found: list[dict[str, str]] = json.loads(file.read_text(encoding="utf-8"))
-            return found
-    return []
+        if age_s < KEPT_S:
+            found = json.loads(file.read_text(encoding="utf-8"))[kind]
+    if age_s > FRESH_S:
+        _refresh(file)
+    return found
 
 
-def _file(what: str) -> Path:
+def _file() -> Path:
     """Name the file: another database or home has another, and so has a working folder with settings."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / PROGRAM
     folder = Path.cwd().as_posix() if Path("genctl.yaml").exists() else ""
     place = "\0".join([folder, *(os.environ.get(name, "") for name in PLACES)])
-    return home / f"{what}-{sha256(place.encode()).hexdigest()[:16]}.json"
+    return home / f"{sha256(place.encode()).hexdigest()[:16]}.json"
 
 
 def _age_s(file: Path) -> float:
@@ -131,21 +124,18 @@ def _age_s(file: Path) -> float:
         return float("inf")
 
 
-def _refresh(what: str, file: Path) -> None:
-    """Start the process that writes the file, unless that is fresh or one is at work."""
+def _refresh(file: Path) -> None:
+    """Start the process that writes the file, and make it look new, so that nobody starts a second one."""
     import subprocess
 
-    awaited = file.with_suffix(".awaited")
-    if _age_s(awaited) < AWAITED_S or _age_s(file) < FRESH_S[what]:
-        return
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        awaited.touch(mode=0o600)
+        file.touch(mode=0o600)
         nothing = subprocess.DEVNULL
         env = {name: value for name, value in os.environ.items() if name != ASKED}
         subprocess.Popen(  # noqa: S603 - of our own words
             # (-P: nothing that lies in the working folder is imported)
-            [sys.executable, "-P", "-m", "genctl.cli.remember", what, str(file)],
+            [sys.executable, "-P", "-m", "genctl.cli.remember", str(file)],
             stdin=nothing,
             stdout=nothing,
             stderr=nothing,

@@ -1,4 +1,4 @@
-"""`genctl tail-failures` and `genctl watch`."""
+"""`genctl tail-failures`, `watch` and `report`."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime
@@ -13,7 +13,7 @@ from genctl.cli.output import Output, write
 if TYPE_CHECKING:
     from genctl.edges.db import Database
 
-FAILURE = {"at": 24, "sessionId": 36, "userId": 12, "code": 36, "refundedCredits": 15, "userMessage": 0}
+FAILURE = {"at": 24, "sessionId": 36, "userId": 12, "code": 35, "refundedCredits": 15, "userMessage": 0}
 EVENT = {"event": 9, "id": 32, "data": 0}
 EVENTS = ("failed", "done", "queued", "reset", "bye", "ready", "heartbeat")
 COUNT = click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many.")
@@ -136,6 +136,33 @@ def watch(
 
     seen = follow(address, last_id=last_event_id, fail_after_s=fail_after, note=terminal.note)
     out.run(_print(out, EVENT, seen, lambda one: one.event in shown, count), follow=True)
+
+
+@click.command(
+    cls=Command,
+    within="5m",
+    examples=("genctl report --since 2h", "genctl report --since 2026-11-24T09:00:00Z > incident.md"),
+)
+@click.option(
+    "--since", type=WHEN, required=True, metavar="T", help="Begin of the period (2h ago, or RFC 3339)."
+)
+@click.option("--until", type=WHEN, metavar="T", help="End of the period; default: now.")
+def report(out: Output, *, since: datetime, until: datetime | None) -> None:
+    """Report the failures of a period as Markdown.
+
+    It counts users, jobs, codes and credits, the redrives by how they ended, and draws a timeline. It reads
+    every failure of the period, so a period with a million of them takes seconds.
+    """
+    from datetime import UTC
+
+    if until and until < since:
+        raise click.UsageError("--until is before --since")
+    from genctl.cli.formats import page
+    from genctl.ops import report as ops
+
+    with terminal.progress(len(ops.PARTS), "report") as advance:
+        found = out.ask(lambda db: ops.report(db, since, until or datetime.now(UTC), advance))
+    out.emit(found, rows=found["failures"], text=lambda: page(ops.markdown(found), terminal.room()))
 
 
 async def _print(

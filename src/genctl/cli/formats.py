@@ -18,9 +18,11 @@ Row = Mapping[str, Any]
 GAP = 2  # blanks between two columns
 INDENT = 4  # of what stands below its line
 HELD = "\ue000"  # a blank at which no line may break
+READABLE = 100  # columns of a line of prose at most
 LEAST = 8  # columns; a text that is wrapped to less is hard to read
-TO_THE_DIGIT = 100_000  # floats from here on show all their digits
 _COMMAND = re.compile(r"`genctl [^`]*`")
+_FENCED = re.compile(r"(^ *```.*?^ *```$\n?)", re.MULTILINE | re.DOTALL)
+_IN_PARAGRAPH = re.compile(r"(?<=\S)\n *(?![\s#|>`*-]|\d+\.)")  # a line's end where a paragraph goes on
 FORMULA = tuple("=+-@＝＋－＠")  # a text that begins so is one for a spreadsheet
 
 
@@ -62,9 +64,6 @@ def to_yaml(value: Any) -> str:
     import yaml
 
     class Dumper(yaml.SafeDumper):
-        def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 (no anchors in our files)
-            return True
-
         def represent_text(self, text: str) -> yaml.Node:
             safe = is_printable(text.replace("\n", ""))
             return self.represent_scalar("tag:yaml.org,2002:str", text, None if safe else '"')
@@ -82,7 +81,7 @@ def cell(value: Any) -> str:
         case bool():
             return "yes" if value else "no"
         case float():
-            return f"{value:g}" if abs(value) < TO_THE_DIGIT else f"{value:.15g}"
+            return f"{value:.15g}"
         case dict() | list():
             return to_json(value) if value else "-"
     return printable(str(value))
@@ -158,6 +157,16 @@ def prose(text: str, room: int | None) -> str:
         + wrapped(line.lstrip(), room and max(room - len(margin), 1)).replace("\n", f"\n{margin}")
         + "\n"
         for margin, line in zip(margins, lines, strict=True)
+    )
+
+
+def page(markdown: str, room: int | None) -> str:
+    """Wrap the prose of a Markdown page, each paragraph anew; its code stays as it is."""
+    if room is None:
+        return markdown
+    return "".join(
+        part if _FENCED.match(part) else prose(_IN_PARAGRAPH.sub(" ", part), min(room, READABLE))
+        for part in _FENCED.split(markdown)
     )
 
 

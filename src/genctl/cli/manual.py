@@ -13,15 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PAGES = (
-    "credits",
-    "dlq",
-    "embedded-stack",
-    "failures",
-    "gate",
-    "operating",
-    "pace",
-    "runbooks",
-    "scaling",
+    *("credits", "dlq", "embedded-stack", "failures", "gate", "operating", "pace", "runbooks", "scaling"),
     "scenarios",
 )
 SECTIONS = "reference"  # of this page each section is a topic
@@ -58,8 +50,7 @@ def help_(out: Output, topic: str | None) -> None:  # noqa: ARG001 (each command
 
     TOPIC may also be a command, whose own help it shows.
     """
-    from genctl.cli.formats import prose
-    from genctl.cli.markdown import text_of
+    from genctl.cli.formats import page, prose
     from genctl.domain.model import GenctlError, meant
 
     found = topics()
@@ -69,7 +60,7 @@ def help_(out: Output, topic: str | None) -> None:  # noqa: ARG001 (each command
         ]
         write(prose("\n".join(lines), terminal.room()))
     elif topic in found:
-        write(text_of(found[topic], terminal.room()))
+        write(page(found[topic], terminal.room()))
     elif command := _help_of(topic):
         write(command)
     else:

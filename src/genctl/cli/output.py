@@ -4,22 +4,18 @@ import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from genctl.base.printable import printable_lines
 from genctl.cli import terminal
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop
-
     from genctl.base.settings import Settings
     from genctl.cli.command import TimeLimit
     from genctl.cli.formats import Writer
+    from genctl.cli.running import How
     from genctl.edges.db import Database
     from genctl.services.processes import Parent
-
-LIMIT_S = 2.5  # a command exits so long after a signal, whatever hangs
-GONE_AFTER_S = 1.8  # a service that has nothing to finish, likewise
 
 T = TypeVar("T")
 
@@ -130,16 +126,7 @@ class Output:
                 _put(writer.end(count))
                 sys.stdout.flush()
 
-    def run(
-        self,
-        work: Coroutine[Any, Any, T],
-        *,
-        follow: bool = False,
-        limit_s: float | None = LIMIT_S,
-        gone_after_s: float | None = None,
-        heed: Callable[[int], object] | None = None,
-        loop: "Callable[[], AbstractEventLoop] | None" = None,
-    ) -> T:
+    def run(self, work: Coroutine[Any, Any, T], **how: Unpack["How"]) -> T:
         """Run `work` in the process's only event loop, as running.run() does, within the time limit."""
         import structlog
 
@@ -149,9 +136,7 @@ class Output:
         if not structlog.is_configured():  # services log; other commands only with --debug
             log.configure(self.settings.log, "debug" if self.debug else "critical")
         with self._limited(), self._granting():
-            return running.run(
-                work, follow=follow, limit_s=limit_s, gone_after_s=gone_after_s, heed=heed, loop=loop
-            )
+            return running.run(work, **how)
 
     @contextmanager
     def _granting(self) -> Iterator[None]:
@@ -184,17 +169,15 @@ class Output:
         with deadline.kept(deadline.Deadline(within_s, lock_s, name=name, again=again, note=terminal.note)):
             yield
 
-    def serve(self, work: Coroutine[Any, Any, None], *, gone_after_s: float | None = None) -> None:
+    def serve(self, work: Coroutine[Any, Any, None], **how: Unpack["How"]) -> None:
         """Run a service: it logs, and a signal is its proper end."""
-        import uvloop
-
         from genctl.base import log
         from genctl.cli.running import Stopped
 
         log.configure(self.settings.log, self.settings.log_level)
         self.limit = None  # what it asks runs for ever
-        with suppress(Stopped):  # (its loop takes a tenth less CPU for an event or a job)
-            self.run(work, limit_s=None, gone_after_s=gone_after_s, loop=uvloop.new_event_loop)
+        with suppress(Stopped):
+            self.run(work, **how | {"serves": True})
 
     def serve_many(self, parent: "Parent") -> int:
         """Run the processes of a service; return the exit code, in the parent and in each of them."""
@@ -208,7 +191,7 @@ class Output:
             came = parent.tend()
         if isinstance(came, int):
             return came
-        self.serve(came, gone_after_s=GONE_AFTER_S)
+        self.serve(came)
         return 0
 
     def ask(self, question: Callable[["Database"], Coroutine[Any, Any, T]], *, follow: bool = False) -> T:

@@ -1,9 +1,10 @@
-"""`python -m genctl.cli.remember WHAT FILE`: write what completion offers, beside the shell that waits."""
+"""`python -m genctl.cli.remember FILE`: write what completion offers, beside the shell that waits."""
 
 import asyncio
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -34,24 +35,21 @@ async def sessions() -> list[dict[str, str]]:
     ]
 
 
-async def names() -> list[dict[str, str]]:
-    """List the installed tools, their providers, and the codes that these may answer with."""
-    tools = found()
-    every = {
+def main(file: Path) -> None:
+    """Write the file at once and whole; only its owner may read it."""
+    tools, newest = found(), list[dict[str, str]]()
+    with suppress(Exception):  # nobody waits for what we would say
+        newest = asyncio.run(sessions())
+    known = {
         "tools": [*tools.by_name],
         "providers": [*tools.providers],
         "codes": sorted({*known_codes([*tools.providers.values()])}),
+        "sessions": newest,
     }
-    return [{"kind": kind, "name": name} for kind, those in every.items() for name in those]
-
-
-def main(what: str, file: Path) -> None:
-    """Write the file at once and whole; only its owner may read it."""
-    rows = asyncio.run(sessions() if what == "sessions" else names())
     with NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as new:
-        json.dump(rows, new)
+        json.dump(known, new)
     os.replace(new.name, file)  # noqa: PTH105
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""`genctl demo`, `up`, `serve`, `worker`, `pause` and `resume`."""
+"""`genctl demo`, `up`, `serve`, `worker`, `sweep`, `pause` and `resume`."""
 
 import sys
 from collections.abc import Coroutine
@@ -9,12 +9,14 @@ import click
 from genctl.base.person import who
 from genctl.cli import terminal
 from genctl.cli.command import DURATION, Command
-from genctl.cli.output import GONE_AFTER_S, Output, write
+from genctl.cli.output import Output, write
 
 if TYPE_CHECKING:
     from genctl.domain.model import Gate
     from genctl.edges.db import Database
+    from genctl.sweep import SweepPass
 
+SWEPT = ("action", "sessionId", "userId", "run", "code", "why")
 MOST_PROCESSES = 256
 PORT = click.IntRange(0, 65535)
 REASON = click.option("--reason", metavar="R", help="Why; `status` and others show it.")
@@ -70,7 +72,7 @@ def up(out: Output, *, user: str) -> None:
             sys.stdout.flush()
             await stack.watch()
 
-    out.serve(run())
+    out.serve(run(), limit_s=None)  # it has a stack to stop
 
 
 @click.command(
@@ -95,7 +97,7 @@ def serve(out: Output, *, host: str, port: int) -> None:
     """
     from genctl.services.server import serve as run
 
-    out.serve(run(out.settings, host=host, port=port), gone_after_s=GONE_AFTER_S)
+    out.serve(run(out.settings, host=host, port=port))
 
 
 @click.command(
@@ -165,12 +167,83 @@ def worker(
         )
 
     if processes == 1:
-        out.serve(work(), gone_after_s=GONE_AFTER_S)  # until it takes the signals itself
+        out.serve(work())  # until it takes the signals itself
         return 0
     if until["once"] or until["max_jobs"]:
         raise click.UsageError("--once and --max-jobs count for one process: leave --processes out")
     parent = Parent(processes, work, port=metrics_port, grace_s=grace, drains=until["drain"])
     return out.serve_many(parent)
+
+
+@click.command(
+    cls=Command,
+    tool=True,
+    examples=(
+        "genctl sweep --dry-run",
+        "genctl sweep --dry-run --totals   # before the first one after adoption",
+        "genctl sweep",
+        "genctl sweep --every 15s   # a sweeper of its own",
+    ),
+)
+@click.option("--dry-run", is_flag=True, help="Show what it would do and why, and change nothing.")
+@click.option("--totals", is_flag=True, help="With --dry-run: count all of it by kind, with the credits.")
+@click.option("--every", type=DURATION, metavar="D", help="Sweep again and again, until a signal.")
+def sweep(out: Output, *, dry_run: bool, totals: bool, every: float | None) -> None:
+    """Run the safety net: settle runs and send messages that nothing else did.
+
+    Each kind is a net of its own, which goes on while it finds much, for at most a minute; what fails in one
+    stops no other. Several sweepers share the rows, and pass over what another transaction has locked.
+
+    It sends owed job messages and DLQ copies, takes back runs whose worker fell silent, fails jobs that
+    waited too long, releases the credits that a failed or missing session still holds, captures those of a
+    completed one, and prunes the trace. Exit code 1 means that a part of it failed, 3 that the database or
+    the queue is away.
+    """
+    from genctl import sweep as net
+    from genctl.base import log
+    from genctl.pipeline import Pipeline
+
+    if every == 0:
+        raise click.UsageError("--every 0s would sweep without a pause: give a longer time")
+    if dry_run and every:
+        raise click.UsageError("--dry-run shows one sweep: leave out --every")
+    if totals and not dry_run:
+        raise click.UsageError("--totals counts what a sweep would do: add --dry-run")
+    settings = out.settings
+    log.configure(settings.log, settings.log_level)
+    net.check_timeout(settings)
+    if totals:
+        from genctl.ops import outlook
+
+        out.emit(out.run(outlook.totals(settings)), columns=outlook.COLUMNS, empty="nothing to do")
+        return
+    if not dry_run:
+        out.target(queue=True)
+
+    async def once() -> net.SweepPass:
+        async with Pipeline.open(settings, calls=False, reached=False) as pipeline:
+            return await net.sweep(pipeline, settings, dry_run=dry_run)
+
+    async def again_and_again(every_s: float) -> None:
+        async with Pipeline.open(settings, calls=False, reached=False) as pipeline:
+            await net.sweep_every(pipeline, settings, every_s)
+
+    if every:
+        out.serve(again_and_again(every))
+        return
+    _show_swept(out, out.run(once()), dry_run=dry_run)
+
+
+def _show_swept(out: Output, swept: "SweepPass", *, dry_run: bool) -> None:
+    """Print what a pass did, or would do; raise what failed."""
+    error = swept.error()
+    if swept.done or not error:
+        out.emit([one.item() for one in swept.done], columns=SWEPT, empty="nothing to do")
+    if swept.is_cut:
+        counts = "there may be more: `genctl sweep --dry-run --totals` counts all"
+        terminal.note(counts if dry_run else "there is more to do: sweep again")
+    if error:
+        raise error
 
 
 @click.command(

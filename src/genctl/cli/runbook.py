@@ -1,6 +1,5 @@
 """`genctl runbook`."""
 
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +14,9 @@ from genctl.cli.formats import prose, shorten
 from genctl.cli.output import Output, write
 
 if TYPE_CHECKING:
-    from genctl.domain.runbooks import Start
+    from genctl.base.settings import Settings
     from genctl.ops.runbook.model import Loaded
+    from genctl.ops.runbook.run import Run
 
 LISTED = ("name", "steps", "purpose")
 RUNS = ("run", "runbook", "at", "who", "state", "failed")
@@ -45,7 +45,6 @@ def list_(out: Output) -> None:
     """List the runbooks that came with genctl."""
     from genctl.ops.runbook.load import names
 
-    found = [_load(name) for name in names()]
     rows = [
         {
             "name": one.runbook.name,
@@ -54,10 +53,9 @@ def list_(out: Output) -> None:
             "steps": len(one.runbook.steps),
             "file": one.file,
         }
-        for one in found
+        for one in map(_load, names())
     ]
-    short = [row | {"purpose": re.split(r"(?<=[.?])\s", str(row["purpose"]))[0]} for row in rows]
-    out.emit(rows, rows=short if out.form == "table" else None, columns=LISTED)
+    out.emit(rows, columns=LISTED)
 
 
 @runbook.command(
@@ -70,13 +68,11 @@ def show(out: Output, name: str) -> None:
     """Show a runbook as a page: its purpose, when to run it, what it touches, its steps."""
     import msgspec
 
-    from genctl.cli.markdown import text_of
+    from genctl.cli import formats
     from genctl.ops.runbook.page import page
 
     found = _load(name).runbook
-    room = terminal.room()
-    text = page(found) if room is None else text_of(page(found), room)
-    out.emit(msgspec.to_builtins(found), text=lambda: text)
+    out.emit(msgspec.to_builtins(found), text=lambda: formats.page(page(found), terminal.room()))
 
 
 @runbook.command(
@@ -139,30 +135,35 @@ def run(out: Output, *, name: str | None, resume: str | None, force: bool, dry_r
     Ctrl-C it still runs the clean-up steps. A journal keeps every run: see `genctl runbook history`. Exit
     code 1 means that a step failed; genctl says which, what it expected and what it found.
     """
-    from genctl.domain.runbooks import Start
+    from genctl.base import hidden
+    from genctl.cli.words import completed
+    from genctl.domain.masking import Masker
     from genctl.ops.runbook import inputs, journal
+    from genctl.ops.runbook.actions import Actions
+    from genctl.ops.runbook.run import Run
 
     if (name is None) == (resume is None):
         raise click.UsageError("name a runbook, or with --resume a run")
     was = journal.read(journal.find(resume)) if resume is not None else None
-    loaded = _load(was.file if was else str(name))
-    start = inputs.resumed(was, loaded, force=force) if was else Start()
+    loaded = _load(was["file"] if was else str(name))
+    start = inputs.resumed(was, loaded, force=force) if was else journal.Start()
     ask = terminal.ask_secret if terminal.can_ask() and not dry_run else None
-    values = inputs.values(loaded.runbook, more.pop("given"), start, ask)
-    if dry_run:
-        _plan(out, loaded, start, values)
-        return 0
-    return _carry_out(out, loaded, start, values, **more)
+    values = inputs.values(loaded.runbook, more["given"], start, ask)
+    settings = out.settings
+    mask = Masker(one for one in hidden.known() if one != "off")
+    actions = Actions(
+        settings,
+        mask,
+        lambda words, yes: completed(words, yes=yes, flags=out.flags),
+        lambda line: terminal.note(f"    {mask.text(line)}"),
+    )
+    this = Run(loaded, start, values, actions, _confirming(settings, more["yes"]))
+    return _plan(out, this) if dry_run else _carry_out(out, this, more["path"], more["yes"])
 
 
-def _plan(out: Output, loaded: "Loaded", start: "Start", values: dict[str, Any]) -> None:
-    from genctl.domain.masking import MASK, Masker
-    from genctl.ops.runbook.inputs import secrets_of
+def _plan(out: Output, this: "Run") -> int:
     from genctl.ops.runbook.page import action
 
-    secret = loaded.runbook.secrets() & values.keys()
-    mask = Masker([*secrets_of(out.settings), *(values[name] for name in secret)])
-    shown = {name: MASK if name in secret else mask(value) for name, value in values.items()}
     rows = [
         {
             "step": step.step,
@@ -172,47 +173,31 @@ def _plan(out: Output, loaded: "Loaded", start: "Start", values: dict[str, Any])
             "kind": step.kind,
             "action": action(step),
         }
-        for step in loaded.runbook.left(start.done)
+        for step in this.steps
     ]
+    shown = this.masked(this.values)
     answer = "\n".join(f"{name} = {value}" for name, value in shown.items())
-    told = {"runbook": loaded.runbook.name, "values": shown, "plan": rows}
+    told = {"runbook": this.loaded.runbook.name, "values": shown, "plan": rows}
     out.emit(told, rows=rows, columns=PLAN, answer=answer)
+    return 0
 
 
-def _carry_out(
-    out: Output, loaded: "Loaded", start: "Start", values: dict[str, Any], path: Path | None, yes: str | None
-) -> int:
-    from genctl.cli.words import completed
-    from genctl.domain.masking import Masker
-    from genctl.domain.model import GenctlError
-    from genctl.ops.runbook.actions import Actions
-    from genctl.ops.runbook.inputs import secrets_of
+def _carry_out(out: Output, this: "Run", path: Path | None, yes: str | None) -> int:
     from genctl.ops.runbook.journal import Journal
     from genctl.ops.runbook.page import report
-    from genctl.ops.runbook.run import Run
 
-    confirm = _confirming(out, yes)
-    asking = [step.step for step in loaded.runbook.left(start.done) if step.asks]
-    if asking and yes is None and not terminal.can_ask():
-        told = f"step {asking[0]} asks a question, and there is nobody to answer it"
-        raise GenctlError("NotConfirmed", told, "answer with --yes", exit_code=2)
-    mask = Masker(secrets_of(out.settings))
-    actions = Actions(
-        out.settings,
-        mask,
-        lambda words, yes: completed(words, yes=yes, flags=out.flags),
-        lambda line: terminal.note(f"    {mask.text(line)}"),
-    )
+    asking = [f"{step.step}: {step.does}" for step in this.steps if step.asks]
+    if yes is not None or (asking and not terminal.can_ask()):
+        this.confirm(asking[0] if asking else "")  # a wrong --yes, or nobody to ask: before the first step
     if path:
         path.open("w").close()  # raises OSError before we change anything
     journal = Journal.open()
-    this = Run(loaded, start, values, actions, confirm, journal)
-    _show(out, f"{loaded.runbook.name}: run {journal.run}")
+    _show(out, f"{this.loaded.runbook.name}: run {journal.run}")
     for number, step in enumerate(this.steps, 1):
         _show(out, f"  {number}. {step.step}: {step.does.strip()}")
-    for was in start.shown:
+    for was in this.start.shown:
         _show(out, f"  {was['step']} showed, before:", was["shown"], was["more"])
-    work = this.go(terminal.note, lambda one: _show(out, one.line(), one.shown, one.more))
+    work = this.go(journal, terminal.note, lambda one: _show(out, one.line(), one.shown, one.more))
     done = out.run(work, heed=this.interrupt)
     out.emit(done, rows=done.steps, columns=LINES, text=lambda: printable(done.line()) + "\n")
     if path:
@@ -265,15 +250,12 @@ def _indented(shown: Any, more: int, room: int | None, most: int = MOST_SHOWN) -
     return "".join(f"{INDENT}{line}\n" for line in lines)
 
 
-def _confirming(out: Output, yes: str | None) -> Callable[[str], str]:
-    """Return a function that asks a person and returns the value of `--yes`; refuse a wrong value now."""
+def _confirming(settings: "Settings", yes: str | None) -> Callable[[str], str]:
+    """Return a function that asks a person and returns the value of `--yes`."""
     from genctl.base import dsn
     from genctl.domain.model import GenctlError
 
-    settings = out.settings
     name = dsn.place(settings.database_url)[1] if settings.database_url else ""
-    if yes is not None:
-        terminal.confirm("", yes, name, protected=settings.protected)
 
     def confirm(question: str) -> str:
         try:
@@ -302,5 +284,6 @@ def history(out: Output, run_: str | None) -> None:
     if run_ is None:
         out.emit(journal.runs(), columns=RUNS, empty="nobody has run a runbook here yet")
         return
-    found = journal.shown(journal.find(run_))
-    out.emit(found, rows=found["steps"], columns=LINES)
+    was = journal.read(journal.find(run_))
+    steps = [{key: step[key] for key in step if key != "event"} for step in was["steps"]]
+    out.emit({**journal.summary(was), "steps": steps}, rows=steps, columns=LINES)

@@ -8,19 +8,8 @@ from genctl.cli.command import Command
 from genctl.cli.output import Output
 
 
-class _WithScenarios(Command):
-    """Add the table of scenarios to the help."""
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from genctl.services.scenarios import SCENARIOS
-
-        with formatter.section("Scenarios"):
-            formatter.write_dl([(s.name, s.does) for s in SCENARIOS.values()])
-        super().format_epilog(ctx, formatter)
-
-
 @click.command(
-    cls=_WithScenarios,
+    cls=Command,
     within=None,
     data=False,
     examples=(
@@ -41,8 +30,8 @@ class _WithScenarios(Command):
 def simulator(out: Output, *, host: str, port: int, events: Path | None) -> None:
     """Serve the provider's images API, with failures on request.
 
-    A prompt that contains `[scenario:NAME]` gets the answer of that scenario. The simulator refuses the words
-    that the provider's filter refuses. Any other prompt gets an image.
+    A prompt that contains `[scenario:NAME]` gets the answer of that scenario; `genctl help scenarios` lists
+    them. The simulator refuses the words that the provider's filter refuses. Any other prompt gets an image.
     """
     from genctl.services.playback import Recording
     from genctl.services.simulator import serve

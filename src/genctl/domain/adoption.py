@@ -87,16 +87,8 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "{tab} has the CHECK {detail}, which refuses a status of genctl's",
         "alter table {tab} drop constraint {detail}, or let it take them all",
     ),
-    "other type": (
-        "{tab}.{detail} is there already, of another type",
-        "alter table {tab} rename {detail} to product_{detail}, in the product too",
-    ),
     "column taken": (
-        "{tab}.{detail} is there already, where genctl needs its own",
-        "alter table {tab} rename {detail} to product_{detail}, in the product too",
-    ),
-    "repeated keys": (
-        "{tab}.{detail} is there already, and a user has one twice",
+        "{tab}.{detail} is there already, and not as genctl needs it",
         "alter table {tab} rename {detail} to product_{detail}, in the product too",
     ),
     "index taken": (

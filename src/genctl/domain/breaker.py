@@ -12,9 +12,10 @@ fail in a row with traits of their own that these explain nothing any more.
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Any, Self
+from typing import NamedTuple, Self
 
 import msgspec
+from msgspec.structs import replace
 
 from genctl.domain.model import Category, Failure, Success
 
@@ -24,7 +25,7 @@ JITTER = 0.2
 ALONE_S = 600.0  # a user is alone when no call of another user has ended for so long
 OTHERS = 4  # one failure in so many of the limit must be of others than the user with the most
 MOST_TRAITS = 256  # that we remember as sound, the latest
-MOST_USERS = 64  # whose failures we count apart
+MOST_FAILURES = 1_000  # beyond the limit, that we remember: of one user, while others send jobs
 MOST_TRIES = 20  # of a probe, where no limit is set
 MANY = 3  # users, at least, who fail beside those with any one trait: then no trait is why
 
@@ -95,7 +96,7 @@ class Company(msgspec.Struct, frozen=True):
         heard = {user: at for user, at in self.heard.items() if user != order.user}
         heard = dict([*heard.items(), (order.user, now)][-2:])
         if not sound:
-            return msgspec.structs.replace(self, heard=heard)
+            return replace(self, heard=heard)
         known = dict(self.sound)
         for trait in order.traits:
             users = known.pop(trait, frozenset())
@@ -130,10 +131,10 @@ class Company(msgspec.Struct, frozen=True):
         return bool(self.sound.get(trait, frozenset()) - {user})
 
 
-class Explained(msgspec.Struct, frozen=True):
-    """A user's failures in a row that traits may explain, and those that may explain the last one."""
+class Failed(NamedTuple):
+    """Remember whose call failed (None: whoever's, it is certain), and the traits that may be why."""
 
-    count: int
+    user: str | None
     suspects: frozenset[tuple[str, str]]
 
 
@@ -143,68 +144,60 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
     limit: int | None
     phase: Phase = Phase.OPEN
     epoch: int = 0
-    failures: Mapping[str | None, int] = {}  # in a row, of this epoch, by user; certain ones by None
-    explained: Mapping[str, Explained] = {}  # the same of those that traits of their orders may explain
+    failures: tuple[Failed, ...] = ()  # in a row, of this epoch
     closed_s: float = 0.0  # the last closing, as far as we saw it; 0 while the gate is open
     company: Company = Company()
 
-    def turned(self, phase: Phase, closed_s: float = 0.0) -> "Breaker":
+    def turned(self, phase: Phase, closed_s: float = 0.0) -> Self:
         """Begin an epoch, as the row has changed; `closed_s`: for how long a breaker has closed the gate."""
         known_s = 0.0 if phase is Phase.OPEN else max(closed_s, 0.0) or self.closed_s
-        return Breaker(
-            limit=self.limit, phase=phase, epoch=self.epoch + 1, closed_s=known_s, company=self.company
-        )
+        return replace(self, phase=phase, epoch=self.epoch + 1, failures=(), closed_s=known_s)
 
     def heard(
         self, sign: Sign, epoch: int, *, random: float, order: Ordered = NOBODY, now: float = 0.0
-    ) -> tuple["Breaker", Open | Close | None]:
+    ) -> tuple[Self, Open | Close | None]:
         """Count the outcome of a call for `order` that began in `epoch`; return what to do about the gate.
 
         Once it has returned a decision, it counts nothing more until the row has turned. `random` is in [0,
         1), `now` any clock in seconds.
         """
-        known = self.company.joined(order, now, sound=sign is Sign.SOUND)
-        heard = self._with(company=known)
+        heard = replace(self, company=self.company.joined(order, now, sound=sign is Sign.SOUND))
         if epoch != self.epoch or self.phase is Phase.SHUT or sign is Sign.ORDER:
             return heard, None
-        suspects = known.suspects(order, now) if sign is Sign.BROKEN else frozenset()
-        if self.phase is Phase.PROBING:
-            return heard.probed(sign, self._counted(sign, order.user, suspects), random, order.user, now)
         if sign is Sign.SOUND:
-            return self._with(company=known, failures={}, explained={}), None
+            sound = replace(heard, failures=())
+            return (sound, None) if self.phase is Phase.OPEN else (replace(sound, phase=Phase.SHUT), Open())
         if sign is Sign.NEITHER:
-            return heard, None
-        changes = {"company": known} | self._counted(sign, order.user, suspects)
-        if not self._with(**changes).is_broken(now, explained=bool(suspects)):
-            return self._with(**changes), None
-        closed = self._with(company=known, phase=Phase.SHUT, failures={}, explained={})
-        return closed, Close(closing_s(0.0, random=random))
+            again = None if self.phase is Phase.OPEN else Close(self.closed_s or FIRST_S)
+            return (replace(heard, phase=Phase.SHUT) if again else heard), again
+        suspects = heard.company.suspects(order, now) if sign is Sign.BROKEN else frozenset()
+        failed = Failed(None if sign is Sign.CERTAIN else order.user, suspects)
+        failures = (*self.failures, failed)[-MOST_FAILURES - (self.limit or 0) :]
+        tried = replace(heard, failures=failures)
+        does = tried.probed(now, random) if self.phase is Phase.PROBING else tried.closes(now, random)
+        return (replace(heard, phase=Phase.SHUT, failures=()) if does else tried), does
 
-    def met(self, users: Iterable[str], now: float) -> "Breaker":
+    def met(self, users: Iterable[str], now: float) -> Self:
         """Know of these users, who have sent jobs that wait."""
-        return self._with(company=self.company.met(users, now))
+        return replace(self, company=self.company.met(users, now))
 
-    @property
-    def in_a_row(self) -> int:
-        """The failures so far."""
-        return sum(self.failures.values()) + sum(one.count for one in self.explained.values())
+    def closes(self, now: float, random: float) -> Close | None:
+        """Close the gate if the failures are enough, and not one user's while others send jobs.
 
-    def is_broken(self, now: float, *, explained: bool) -> bool:
-        """Tell whether the failures are enough, and not one user's while others send jobs.
-
-        `explained`: a trait may explain the last one. It says nothing of us when its user is alone.
+        A failure that a trait may explain says nothing of us when its user is alone.
         """
-        counting = Counter(self.failures)
-        if self._is_common:
-            counting.update({user: one.count for user, one in self.explained.items()})
+        is_common = self._is_common
+        counting = Counter(one.user for one in self.failures if is_common or not one.suspects)
         if self.limit is None or (in_a_row := counting.total()) < self.limit:
-            return False
+            return None
         by_user = {user: count for user, count in counting.items() if user is not None}
         loudest = max(by_user, key=by_user.__getitem__, default=None)
         others = in_a_row - (by_user[loudest] if loudest is not None else 0)
-        return others >= self._enough or (
-            loudest is not None and not explained and self.company.is_alone(loudest, now)
-        )
+        last = self.failures[-1]
+        is_alone = loudest is not None and not last.suspects and self.company.is_alone(loudest, now)
+        if others < self._enough and not is_alone:
+            return None
+        return Close(closing_s(0.0, random=random))
 
     @property
     def _enough(self) -> int:
@@ -214,43 +207,26 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def _is_common(self) -> bool:
         """Tell whether no trait explains what fails: enough users fail beside those who ordered it."""
+        explained = {one.user: one.suspects for one in self.failures if one.suspects}
         fewest = max(MANY, self._enough)
-        if len(self.explained) <= fewest:
+        if len(explained) <= fewest:
             return False
-        having = Counter(trait for one in self.explained.values() for trait in one.suspects)
-        return len(self.explained) - max(having.values()) >= fewest
+        having = Counter(trait for suspects in explained.values() for trait in suspects)
+        return len(explained) - max(having.values()) >= fewest
 
-    def _counted(self, sign: Sign, user: str, suspects: frozenset[tuple[str, str]]) -> dict[str, Any]:
-        """Return what changes with one more failure."""
-        if not suspects:
-            by = None if sign is Sign.CERTAIN or len(self.failures) >= MOST_USERS else user
-            return {"failures": {**self.failures, by: self.failures.get(by, 0) + 1}}
-        was = self.explained.get(user)
-        if was is None and len(self.explained) >= MOST_USERS:
-            return {}
-        return {"explained": {**self.explained, user: Explained(1 + (was.count if was else 0), suspects)}}
-
-    def probed(
-        self, sign: Sign, counted: dict[str, Any], random: float, user: str, now: float
-    ) -> tuple[Self, Open | Close | None]:
-        """Decide by the outcome of a probe, or let the next job decide.
+    def probed(self, now: float, random: float) -> Close | None:
+        """Decide by the failure of a probe, or let the next job decide.
 
         One user's failure speaks for nobody else, so that one user's jobs keep the gate closed to no others.
         """
-        decided = self._with(phase=Phase.SHUT)
-        if sign is Sign.SOUND:
-            return decided, Open()
-        tried = self._with(**counted)
-        again = Close(self.closed_s or FIRST_S)
-        is_doubtful = sign is Sign.BROKEN and not self.company.is_alone(user, now)
-        if is_doubtful and tried.failures.keys() | tried.explained.keys() == {user}:
-            return (tried, None) if tried.in_a_row < (self.limit or MOST_TRIES) else (decided, again)
-        if sign is Sign.NEITHER or not tried.failures:
-            return decided, again
-        return decided, Close(closing_s(self.closed_s, random=random))
-
-    def _with(self, **changed: Any) -> Self:
-        return msgspec.structs.replace(self, **changed)
+        user = self.failures[-1].user
+        is_one_users = user is not None and {one.user for one in self.failures} == {user}
+        if is_one_users and not self.company.is_alone(user or "", now):
+            is_over = len(self.failures) >= (self.limit or MOST_TRIES)
+            return Close(self.closed_s or FIRST_S) if is_over else None
+        if all(one.suspects for one in self.failures):
+            return Close(self.closed_s or FIRST_S)
+        return Close(closing_s(self.closed_s, random=random))
 
 
 def sign_of(result: Success | Failure, *, named: bool = False) -> Sign:

@@ -35,24 +35,18 @@ def path_mistake(path: str) -> str | None:
         return "no JMESPath: nested too deeply"
 
 
-def _misuses(node: Node, *, as_argument: bool = False) -> Iterator[str]:
-    """Yield wrong uses: unknown functions, wrong numbers of arguments, an expression in place of a value."""
-    if node["type"] == "expref" and not as_argument:
-        yield "& is only for an argument of a function"
-    is_function = node["type"] == "function_expression"
-    if is_function:
+def _misuses(node: Node) -> Iterator[str]:
+    """Yield wrong uses of functions: unknown ones, and wrong numbers of arguments."""
+    if node["type"] == "function_expression":
         name, given = node["value"], len(node["children"])
         takes = Functions.FUNCTION_TABLE.get(name, {"signature": None})["signature"]
         if takes is None:
             yield f"no function {name}{meant(name, Functions.FUNCTION_TABLE)}"
         elif given < len(takes) or (given > len(takes) and not takes[-1].get("variadic")):
             yield f"{name} takes {len(takes)} arguments, not {given}"
-    if node["type"] == "slice":  # of numbers
-        if node["children"][2] == 0:
-            yield "a slice cannot go by steps of 0"
-        return
     for child in node["children"]:
-        yield from _misuses(child, as_argument=is_function)
+        if isinstance(child, dict):  # a slice has numbers
+            yield from _misuses(child)
 
 
 def roots(path: str) -> set[str]:

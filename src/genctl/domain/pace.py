@@ -6,10 +6,9 @@ the rate: the interval is longer than the rate asks by what may lie between a da
 """
 
 import math
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
 from datetime import datetime
-from typing import NamedTuple, Self
+from typing import Literal
 
 import msgspec
 
@@ -20,7 +19,7 @@ AHEAD_S = 2.0  # how far ahead of their dates turns are dealt
 DEAL_S = 1.0  # a deal has a worker's share of the turns of so long
 WINDOW_S = 0.5  # how long after its date a turn may be used
 WAY_S = 0.5  # how long the request may be on its way to the provider
-DRIFT = 0.001  # of a second, in a second, between two clocks that are both being corrected
+SLACK_S = WINDOW_S + WAY_S  # so far behind its date a call may reach the provider
 LIVE_S = 30.0  # a worker that was not seen for longer has died
 STEADY_S = 15.0  # no call begins on a share of the calls at once that is older
 
@@ -33,107 +32,46 @@ CLIMB = 0.1  # of the rate before, which a minute of full use adds; more, as the
 LONGEST_CLIMB_S = 30.0  # that counts for one step
 FORGOTTEN_S = 600.0  # after so long without a lesson there is no limit
 
-
-class ServerClock(msgspec.Struct, frozen=True):
-    """Bound by how much our monotonic clock is ahead of the database's, as its answers tell."""
-
-    least_s: float = -math.inf
-    most_s: float = math.inf
-    heard_at: float = 0.0  # monotonic
-
-    def heard(self, asked_at: float, said: float, answered_at: float) -> Self:
-        """Learn that it said so many seconds between our question and its answer.
-
-        If that cannot be, its clock was set, or it is another server: only the answer counts.
-        """
-        drift_s = DRIFT * (answered_at - self.heard_at)
-        least_s = max(self.least_s - drift_s, asked_at - said)
-        most_s = min(self.most_s + drift_s, answered_at - said)
-        if least_s > most_s:
-            least_s, most_s = asked_at - said, answered_at - said
-        return type(self)(least_s, most_s, answered_at)
-
-    def doubt_s(self, now: float) -> float:
-        """Return how far apart the bounds are."""
-        return self.most_s - self.least_s + 2 * DRIFT * (now - self.heard_at)
-
-    def surely(self, said: float) -> float:
-        """Return the monotonic time at which the server's clock surely shows so much."""
-        return said + self.most_s
+Told = Literal["began", "took", "refused"]  # of a call
 
 
-class Dealt(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold turns that one deal has given us: number n may be used from `first_at + n * interval_s` on.
+class Stock:
+    """Hold the turns of a worker, in order: one may be used from its date on, for a moment."""
 
-    `end` is the database's date of the turn behind them.
-    """
+    def __init__(self) -> None:
+        self._turns = deque[tuple[float, float]]()  # from when until when, monotonic
+        self.end: datetime | None = None  # the database's date of the turn behind the last deal
+        self._interval_s = 0.0
+        self._of_last = 0  # turns of the last deal
+        self._over = 0  # of those, the last so many were over before we used them
 
-    first_at: float = 0.0  # monotonic
-    interval_s: float = 0.0
-    count: int = 0
-    end: datetime | None = None
-    next: int = 0  # the number of the first that is not used and not over
-    used: int = 0  # all from this one on were never used
+    def add(self, count: int, from_: float, until: float, *, interval_s: float, end: datetime | None) -> None:
+        """Add a deal; the times are those of its first turn."""
+        self._turns.extend((from_ + n * interval_s, until + n * interval_s) for n in range(count))
+        self.end, self._interval_s, self._of_last, self._over = end, interval_s, count, 0
 
-    def fresh(self, now: float) -> Self:
-        """Leave out the turns that are over."""
-        if not self.count or now <= self.first_at + self.next * self.interval_s + WINDOW_S:
-            return self
-        over = math.ceil((now - WINDOW_S - self.first_at) / self.interval_s)
-        return msgspec.structs.replace(self, next=min(over, self.count))
+    def drop(self, now: float) -> None:
+        """Drop the turns that are over."""
+        while self._turns and self._turns[0][1] < now:
+            self._over += len(self._turns) <= self._of_last
+            self._turns.popleft()
 
-    @property
-    def left(self) -> int:
-        """Count the turns that may still be used."""
-        return self.count - self.next
+    def take(self) -> None:
+        """Use the next turn."""
+        self._turns.popleft()
+        self._over = 0
 
-    @property
-    def unused_s(self) -> float:
-        """Return the length of what was never used, at the end of the deal."""
-        return (self.count - self.used) * self.interval_s
-
-    def wait_s(self, now: float) -> float:
-        """Return the seconds until the next of them may be used."""
-        return max(0.0, self.first_at + self.next * self.interval_s - now)
-
-    def took(self) -> Self:
-        """Use the next."""
-        return msgspec.structs.replace(self, next=self.next + 1, used=self.next + 1)
-
-
-class Stock(msgspec.Struct, frozen=True):
-    """Hold the turns of a worker, deal by deal, in the order of their dates."""
-
-    deals: tuple[Dealt, ...] = ()
-
-    def fresh(self, now: float) -> Self:
-        """Leave out what is over, but the last deal: what was never used of that can be given back."""
-        *before, last = [deal.fresh(now) for deal in self.deals] or [Dealt()]
-        return type(self)((*(deal for deal in before if deal.left), *([last] if last.count else [])))
-
-    def with_(self, deal: Dealt) -> Self:
-        """Add a deal."""
-        return type(self)((*self.deals, deal)) if deal.count else self
-
-    @property
-    def left(self) -> int:
-        """Count the turns."""
-        return sum(deal.left for deal in self.deals)
+    def __len__(self) -> int:
+        return len(self._turns)
 
     def wait_s(self, now: float) -> float | None:
         """Return the seconds until the next turn may be used; None: there is none."""
-        return next((deal.wait_s(now) for deal in self.deals if deal.left), None)
-
-    def took(self) -> Self:
-        """Use the next turn."""
-        at = next(number for number, deal in enumerate(self.deals) if deal.left)
-        return type(self)((*self.deals[:at], self.deals[at].took(), *self.deals[at + 1 :]))
+        return max(0.0, self._turns[0][0] - now) if self._turns else None
 
     @property
-    def idle(self) -> Dealt:
-        """Return the last deal if none of its turns is left: what it never used may be given back."""
-        last = self.deals[-1] if self.deals else Dealt()
-        return Dealt() if last.left else last
+    def unused_s(self) -> float:
+        """Return the length of what was never used at the end of the last deal, which we may give back."""
+        return (self._over + min(len(self._turns), self._of_last)) * self._interval_s
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
@@ -259,42 +197,23 @@ def a_minute(rate: float | None) -> str:
     return f"{plain(rate)} call{'' if rate == 1 else 's'} a minute"
 
 
-class Second(NamedTuple):
-    """Count what began and what was heard within a second."""
-
-    second: int
-    began: int = 0
-    took: int = 0
-    refused: int = 0
-
-
 class Recent:
-    """Remember the calls of the last minute by their seconds, on a monotonic clock."""
+    """Count what happened in each second of the last minute, on a monotonic clock."""
 
     def __init__(self) -> None:
-        self._seconds: deque[Second] = deque([Second(-1)], maxlen=61)
+        self._seconds = deque[tuple[int, Counter[str]]](maxlen=61)
 
-    def count(self, now: float, *, began: int = 0, took: int = 0, refused: int = 0) -> None:
+    def count(self, now: float, what: Told) -> None:
         """Count a call that began, one that the provider took, or one that it refused as too many."""
-        last = self._seconds[-1]
-        if last.second != int(now):
-            self._seconds.append(last := Second(int(now)))
-        self._seconds[-1] = Second(last.second, last.began + began, last.took + took, last.refused + refused)
+        if not self._seconds or self._seconds[-1][0] != int(now):
+            self._seconds.append((int(now), Counter()))
+        self._seconds[-1][1][what] += 1
 
-    def within(self, now: float, seconds: int) -> Sequence[Second]:
-        """Return the last so many seconds, the current one among them."""
-        return [one for one in self._seconds if now - seconds < one.second]
-
-    def began(self, now: float, seconds: int = 60) -> int:
-        """Count the calls that began within so many seconds."""
-        return sum(one.began for one in self.within(now, seconds))
-
-    def refused(self, now: float) -> int:
-        """Count the calls that the provider refused as too many within a minute."""
-        return sum(one.refused for one in self.within(now, 60))
+    def within(self, now: float, what: Told, seconds: float = 60) -> int:
+        """Count these of the last so many seconds, the current one among them."""
+        return sum(counts[what] for second, counts in self._seconds if now - seconds < second)
 
     def took(self, now: float) -> float:
         """Return the part of the calls that the provider took within a round; 1 if it refused none."""
-        heard = self.within(now, int(ROUND_S))
-        took, refused = sum(one.took for one in heard), sum(one.refused for one in heard)
+        took, refused = (self.within(now, what, ROUND_S) for what in ("took", "refused"))
         return took / (took + refused) if refused else 1.0

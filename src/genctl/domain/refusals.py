@@ -31,12 +31,20 @@ class Notifying(NamedTuple):
         """Tell whether a listener keeps PostgreSQL from emptying the queue."""
         return self.used > NOTIFY_USAGE
 
+    @property
+    def clogged(self) -> str:
+        """Say that it does."""
+        return f"the queue of NOTIFY is {self.used:.0%} full: a listener holds a transaction open"
+
+    @property
+    def lost(self) -> str:
+        """Say how many runs nobody was told of."""
+        runs = f"{self.unnotified:,} run{'' if self.unnotified == 1 else 's'}"
+        return f"{runs} ended without NOTIFY in the last hour"
+
     def words(self) -> str:
         """Say what is wrong now or was in the last hour; empty when all is well."""
-        clogged = f"the queue of NOTIFY is {self.used:.0%} full: a listener holds a transaction open"
-        runs = f"{self.unnotified:,} run{'' if self.unnotified == 1 else 's'}"
-        lost = f"{runs} ended without NOTIFY in the last hour"
-        return "; ".join([*([clogged] if self.is_clogged else []), *([lost] if self.unnotified else [])])
+        return "; ".join([self.clogged] * self.is_clogged + [self.lost] * (self.unnotified > 0))
 
 
 def words_of(kept: Sequence[Kept]) -> str:

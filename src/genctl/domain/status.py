@@ -109,8 +109,12 @@ def of_database(now: Standing) -> list[StatusLine]:
         *_new_codes(now),
         *map(_gate, now.gates),
         *_orders(now.refused),
-        _owed(now.pile("jobs_owed"), now.pile("copies_owed")),
-        _leases(now.pile("dead_leases")),
+        _swept(
+            "owed",
+            {"without job message": now.pile("jobs_owed"), "without DLQ copy": now.pile("copies_owed")},
+            OWED_S,
+        ),
+        _swept("leases", {"dead": now.pile("dead_leases")}, DEAD_S),
         _answers(now.kept),
         _refunds(now.pile("refunds_pending")),
         _notify(now.notifying),
@@ -152,23 +156,19 @@ def _workers_of(tool: str, workers: Sequence[WorkerSeen]) -> tuple[str, str]:
 
 def of_api(status: int, why: str = "") -> list[StatusLine]:
     """Write the line of the API's answer to /readyz."""
-    match status:
-        case 200:
-            return [StatusLine("listener", OK, "the API is ready: its streams miss nothing", "genctl watch")]
-        case 503 if why in {"", STREAMS}:
-            message = "silent: what streams show may be late or missing"
-            return [StatusLine("listener", ATTENTION, message, "genctl runbook run listener-silent")]
-        case 503:
-            return [StatusLine("listener", ATTENTION, f"the API is not ready: {why}", "genctl doctor")]
-    message = f"/readyz was answered {status}: is it the API?"
+    if status == 200:
+        return [StatusLine("listener", OK, "the API is ready: its streams miss nothing", "genctl watch")]
+    if status == 503 and why in {"", STREAMS}:
+        message = "silent: what streams show may be late or missing"
+        return [StatusLine("listener", ATTENTION, message, "genctl runbook run listener-silent")]
+    message = f"the API is not ready: {why}" if why else f"/readyz was answered {status}: is it the API?"
     return [StatusLine("listener", ATTENTION, message, "genctl doctor")]
 
 
 def _sessions(now: Standing) -> StatusLine:
     queued, processing = now.pile("queued"), now.pile("processing")
-    idle = not processing.count and (queued.oldest_s or 0) > IDLE_S and all(g.is_open for g in now.gates)
     message = f"{_pile(queued, 'queued')}; {_pile(processing, 'processing')}"
-    if idle:
+    if not processing.count and (queued.oldest_s or 0) > IDLE_S and all(gate.is_open for gate in now.gates):
         return StatusLine("sessions", ATTENTION, f"{message}: is a worker running?", "genctl worker")
     return StatusLine("sessions", OK, message, "genctl sessions list --since 1h")
 
@@ -186,9 +186,7 @@ def _failures(found: Sequence[FailureCount], *, is_cut: bool) -> list[StatusLine
 
 
 def _by_code(found: Sequence[FailureCount], which: str = "") -> str:
-    counts = Counter[str]()
-    for one in found:
-        counts[one.code] += one.count
+    counts = _counts(found)
     most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     names = [f"{count:,} {code}" for code, count in most[:CODES]]
     if rest := sum(count for _, count in most[CODES:]):
@@ -197,14 +195,16 @@ def _by_code(found: Sequence[FailureCount], which: str = "") -> str:
     return f"{counts.total():,} in the last hour{which}{listed}"
 
 
+def _counts(found: Sequence[FailureCount]) -> Counter[str]:
+    return sum((Counter({one.code: one.count}) for one in found), Counter[str]())
+
+
 def _new_codes(now: Standing) -> list[StatusLine]:
     """Write a line about the codes of the last hour that no table has, and nobody has seen for a day."""
     new = sorted((age_s, code) for code, age_s in now.unknown.items() if age_s < NEW_S)
     if not new:
         return []
-    counts = Counter[str]()
-    for failure in now.failures:
-        counts[failure.code] += failure.count
+    counts = _counts(now.failures)
     names = [f"{code} ({counts[code]:,}, first {rough(age_s)} ago)" for age_s, code in new[:CODES]]
     more = f" and {len(new) - CODES:,} others" if len(new) > CODES else ""
     message = f"no table has {', '.join(names)}{more}: the HTTP status judges"
@@ -253,19 +253,12 @@ def _tools(now: Standing) -> list[StatusLine]:
     return lines
 
 
-def _owed(jobs: Pile, copies: Pile) -> StatusLine:
-    owed = [(jobs, "job message"), (copies, "DLQ copy")]
-    counts = [f"{_count(one.count, what)} for {rough(one.oldest_s or 0)}" for one, what in owed if one.count]
-    late = any((pile.oldest_s or 0) > OWED_S for pile, _ in owed)
-    message = ", ".join(counts) + (": is a sweeper running?" if late else "") if counts else "nothing"
-    return StatusLine("owed", ATTENTION if late else OK, message, "genctl sweep --dry-run")
-
-
-def _leases(dead: Pile) -> StatusLine:
-    late = (dead.oldest_s or 0) > DEAD_S
-    message = _pile(dead, "dead") if dead.count else "none is dead"
+def _swept(part: str, piles: Mapping[str, Pile], late_s: float) -> StatusLine:
+    """Write a line of what a sweeper takes care of."""
+    late = any((pile.oldest_s or 0) > late_s for pile in piles.values())
+    message = "; ".join(_pile(pile, what) for what, pile in piles.items() if pile.count) or "none"
     message += ": is a sweeper running?" if late else ""
-    return StatusLine("leases", ATTENTION if late else OK, message, "genctl sweep --dry-run")
+    return StatusLine(part, ATTENTION if late else OK, message, "genctl sweep --dry-run")
 
 
 def _refunds(pending: Pile) -> StatusLine:
@@ -295,5 +288,4 @@ def _pile(pile: Pile, what: str) -> str:
 
 
 def _count(count: int, what: str) -> str:
-    plural = what.replace("copy", "copies") if what.endswith("copy") else f"{what}s"
-    return f"{count:,} {what if count == 1 else plural}"
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

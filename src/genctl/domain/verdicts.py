@@ -4,7 +4,7 @@ A row keeps what the provider said, but no headers, and of a long body only the 
 """
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -14,13 +14,16 @@ import msgspec
 from genctl.domain.classify import ADVICE, OURS, classify, names_of
 from genctl.domain.decide import Limits
 from genctl.domain.details import BODY_BYTES
-from genctl.domain.model import Answer, Category, Failure, NoAnswer, Outcome, rfc3339
+from genctl.domain.model import Answer, Category, Failure, NoAnswer, Outcome, camel, rfc3339
 from genctl.domain.providers import Provider
 from genctl.domain.rules import Rule
 
 MOST_GROUPS = 1_000
 MOST_NAMES = 10_000
 MOST_NAMED = 20  # sessions of a group
+VERDICTS = ("retry", "fatal")
+ALIKE = ("code", "provider_status", "verdict", "would_be", "category", "would_be_category")  # in a group
+SUMS = ("more_calls", "fewer_calls", "refunds", "credits")
 BEYOND = "(others)"  # of the failures beyond so many groups
 _LONGEST_CHARACTER = 4  # bytes; details are cut between two characters
 
@@ -41,17 +44,14 @@ class KeptFailure(msgspec.Struct, frozen=True):
         return self.error_details if isinstance(self.error_details, dict) else {}
 
 
-class SecondJudgment(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """Say how a failure was judged, and how it would be.
+class Judged(msgspec.Struct, kw_only=True, rename="camel"):
+    """Say how failures were judged, and how they would be.
 
-    `more_calls` are those that its run would have had left, at most; `fewer_calls` those that it would not
-    have made, if each of its attempts failed like the last; `credits` went back to its user, and would not
-    have if one of these calls had brought the image. `in_part`: of the answer the row keeps only a part.
+    `more_calls` are those that their runs would have had left, at most; `fewer_calls` those that they would
+    not have made, if each attempt failed like the last; `credits` went back to users, and would not have if
+    one of these calls had brought the image.
     """
 
-    session_id: UUID
-    user_id: str | None
-    at: str | None
     code: str
     provider_status: int | None
     verdict: str
@@ -61,7 +61,6 @@ class SecondJudgment(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     more_calls: int = 0
     fewer_calls: int = 0
     credits: int = 0
-    in_part: bool = False
 
     @property
     def is_changed(self) -> bool:
@@ -69,23 +68,23 @@ class SecondJudgment(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         return (self.verdict, self.category) != (self.would_be, self.would_be_category)
 
 
-class CodeGroup(msgspec.Struct, kw_only=True, rename="camel"):
+class SecondJudgment(Judged, kw_only=True, rename="camel"):
+    """Judge one failure again. `in_part`: of the answer its row keeps only a part."""
+
+    session_id: UUID
+    user_id: str | None
+    at: str | None
+    in_part: bool = False
+
+
+class CodeGroup(Judged, kw_only=True, rename="camel"):
     """Count the failures of one code that are judged alike; `known`: a table, or genctl itself, has it."""
 
-    code: str
     known: bool
-    provider_status: int | None
-    verdict: str
-    would_be: str
-    category: str
-    would_be_category: str
     failures: int = 0
     first_seen: str | None = None
     last_seen: str | None = None
-    more_calls: int = 0
-    fewer_calls: int = 0
     refunds: int = 0
-    credits: int = 0
     sessions: list[UUID] = []
 
     def add(self, one: SecondJudgment) -> None:
@@ -96,87 +95,64 @@ class CodeGroup(msgspec.Struct, kw_only=True, rename="camel"):
         self.fewer_calls += one.fewer_calls
         self.refunds += one.credits > 0
         self.credits += one.credits
-        if len(self.sessions) < MOST_NAMED:
-            self.sessions.append(one.session_id)
+        self.sessions = [*self.sessions, one.session_id][:MOST_NAMED]
 
 
 def judged_again(
-    kept: KeptFailure,
-    provider: Provider,
-    limits: Limits,
-    others: Sequence[Rule],
-    *,
-    now: datetime,
+    kept: KeptFailure, provider: Provider, limits: Limits, others: Sequence[Rule], *, now: datetime
 ) -> SecondJudgment | None:
     """Judge a stored failure again by `limits` and the tables of today; None where the row keeps too little.
 
     Codes of our own keep their verdict: no setting and no table changes it.
     """
     details = kept.details
-    code, was = details.get("code"), details.get("fatal")
+    code, was, status = (details.get(key) for key in ("code", "fatal", "providerStatus"))
     if not isinstance(code, str) or not isinstance(was, bool):
         return None
-    if code in OURS:
-        failure, in_part = msgspec.structs.replace(OURS[code], fatal=was), False
-        category = str(details.get("category"))
-    else:
-        found = _classified(details, code, provider, limits.verdicts, others, now)
-        if found is None:
+    category = str(details.get("category"))
+    judged = {"code": code, "would_be_category": category}
+    is_fatal, in_part = was, False
+    if code not in OURS:
+        for answer, in_part in _answers(details, code):
+            found = classify(answer, provider, now=now, verdicts=limits.verdicts, others=others)
+            # without its header, or cut, an answer may tell no code
+            if isinstance(found, Failure) and (
+                found.code == code or not (in_part or found.code == f"HTTP{status}")
+            ):
+                break
+        else:
             return None
-        failure, in_part = found
-        category = str(failure.category)
+        judged, is_fatal = {"code": found.code, "would_be_category": str(found.category)}, found.fatal
     calls, left = _whole(details.get("attempts")), _calls_left(kept, limits)
-    saves = was and not failure.fatal and left > 0
-    status = details.get("providerStatus")
+    saves = was and not is_fatal and left > 0
     return SecondJudgment(
+        **judged,
         session_id=kept.id,
         user_id=kept.user_id,
         at=rfc3339(kept.completed_at),
-        code=failure.code,
         provider_status=status if type(status) is int else None,
-        verdict=_word(fatal=was),
-        would_be=_word(fatal=failure.fatal),
-        category=str(details.get("category")),
-        would_be_category=category,
+        verdict=VERDICTS[was],
+        would_be=VERDICTS[is_fatal],
+        category=category,
         more_calls=left if saves else 0,
-        fewer_calls=max(0, calls - 1) if failure.fatal and not was else 0,
+        fewer_calls=max(0, calls - 1) if is_fatal and not was else 0,
         credits=_whole(details.get("refundedCredits")) if saves else 0,
         in_part=in_part,
     )
 
 
-def _classified(
-    details: Mapping[str, Any],
-    code: str,
-    provider: Provider,
-    verdicts: Sequence[str],
-    others: Sequence[Rule],
-    now: datetime,
-) -> tuple[Failure, bool] | None:
-    """Classify the answer that details keep, and tell whether they keep only a part of it."""
-
-    def verdict(answer: Answer | NoAnswer) -> Failure | None:
-        found = classify(answer, provider, now=now, verdicts=verdicts, others=others)
-        return found if isinstance(found, Failure) else None
-
+def _answers(details: Mapping[str, Any], code: str) -> Iterator[tuple[Answer | NoAnswer, bool]]:
+    """Yield the answer that details keep, then one of its code and sentence alone, as only a part of it."""
     status, body = details.get("providerStatus"), details.get("providerBody")
-    message = details.get("providerMessage")
-    if type(status) is not int:
-        if details.get("category") != Category.NETWORK:  # an answer, of which the row keeps no status
-            return None
-        unknown = details.get("outcome") == Outcome.UNKNOWN
-        lost = verdict(NoAnswer(code, str(message or ""), sent=unknown))
-        return (lost, False) if lost else None
-    whole = isinstance(body, str) and len(body.encode("utf-8", "replace")) <= BODY_BYTES - _LONGEST_CHARACTER
-    if whole:
-        found = verdict(Answer(status, {}, str(body).encode("utf-8", "replace")))
-        if found and (found.code != f"HTTP{status}" or code == found.code):
-            return found, False
-    said = {"error": {"code": details.get("providerCode") or code, "message": message or ""}}
-    found = verdict(
-        Answer(status, {}, msgspec.json.encode(said))
-    )  # its code stood in a header, or is cut off
-    return (found, True) if found and found.code == code else None
+    message = details.get("providerMessage") or ""
+    if type(status) is int:
+        raw = body.encode("utf-8", "replace") if isinstance(body, str) else None
+        if raw is not None and len(raw) <= BODY_BYTES - _LONGEST_CHARACTER:
+            yield Answer(status, {}, raw), False
+        said = {"error": {"code": details.get("providerCode") or code, "message": message}}
+        yield Answer(status, {}, msgspec.json.encode(said)), True
+    elif details.get("category") == Category.NETWORK:  # else an answer, of which the row keeps no status
+        yield NoAnswer(code, str(message), sent=details.get("outcome") == Outcome.UNKNOWN), False
 
 
 def _calls_left(kept: KeptFailure, limits: Limits) -> int:
@@ -190,10 +166,6 @@ def _calls_left(kept: KeptFailure, limits: Limits) -> int:
 
 def _whole(value: object) -> int:
     return value if type(value) is int else 0
-
-
-def _word(*, fatal: bool) -> str:
-    return "fatal" if fatal else "retry"
 
 
 class Trial:
@@ -219,24 +191,10 @@ class Trial:
         known = self._is_known(one.code)
         if not one.is_changed and known:
             return
-        code = one.code
-        key = (one.verdict, one.would_be, one.category, one.would_be_category)
-        if len(self._groups) >= MOST_GROUPS and (code, one.provider_status, *key) not in self._groups:
-            code = BEYOND
-        status = one.provider_status if code == one.code else None
-        group = self._groups.setdefault(
-            (code, status, *key),
-            CodeGroup(
-                code=code,
-                known=known,
-                provider_status=status,
-                verdict=one.verdict,
-                would_be=one.would_be,
-                category=one.category,
-                would_be_category=one.would_be_category,
-            ),
-        )
-        group.add(one)
+        alike = {name: getattr(one, name) for name in ALIKE}
+        if len(self._groups) >= MOST_GROUPS and tuple(alike.values()) not in self._groups:
+            alike |= {"code": BEYOND, "provider_status": None}
+        self._groups.setdefault(tuple(alike.values()), CodeGroup(**alike, known=known)).add(one)
 
     @property
     def unused(self) -> list[str]:
@@ -257,29 +215,15 @@ class Trial:
 
     def shown(self) -> dict[str, Any]:
         """Return what `-o json` prints: those that would be judged otherwise first, most failures first."""
-        groups = sorted(
-            self._groups.values(),
-            key=lambda one: (
-                (one.verdict, one.category) == (one.would_be, one.would_be_category),
-                -one.failures,
-                one.code,
-            ),
-        )
+        groups = sorted(self._groups.values(), key=lambda one: (not one.is_changed, -one.failures, one.code))
+        sums = camel({name: sum(getattr(one, name) for one in groups) for name in SUMS})
         return {
             "verdicts": list(self.verdicts),
             "unused": self.unused,
             "failures": self.failures,
             "changed": self.changed,
-            **{name: sum(getattr(one, key) for one in groups) for name, key in _SUMS.items()},
+            **sums,
             "inPart": self.in_part,
             "unknowable": self.unknowable,
             "groups": groups,
         }
-
-
-_SUMS = {
-    "moreCalls": "more_calls",
-    "fewerCalls": "fewer_calls",
-    "refunds": "refunds",
-    "credits": "credits",
-}

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-from genctl.domain.pace import Pace, plain
+from genctl.domain.pace import plain
 
 OLDER = "an older genctl: it keeps no shared pace, and tells nothing of itself"
 _OLD_ID = re.compile(r"[^:]*:\d+")  # host:pid; newer ones have a random part, which may be of digits alone
@@ -22,51 +22,25 @@ class Waits(NamedTuple):
     why: str | None = None
 
 
-class WorkerSeen(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold what a live worker last told of itself; one of an older genctl tells nothing."""
+class WorkerSeen(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """Hold what a live worker last told of itself, as `genctl workers` prints it."""
 
-    id: str
+    worker: str
     tool: str
     version: str | None = None
     started_at: datetime | None = None
     seen_at: datetime | None = None
-    concurrency: int | None = None
     jobs: int | None = None
+    concurrency: int | None = None
     calls: int | None = None
+    slots: int | None = None
     calls_a_minute: int | None = None
+    rate_share: float | None = None  # of the shared pace
     rate: float | None = None
     max_in_flight: int | None = None
-    slots: int | None = None
     received_at: datetime | None = None
     waits_for: str | None = None
     why: str | None = None
-
-    def shown(self, pace: Pace | None) -> dict[str, Any]:
-        """Return what `genctl workers` prints."""
-        share = pace.share if pace and self.version else None
-        return {
-            "worker": self.id,
-            "tool": self.tool,
-            "version": self.version,
-            "startedAt": self.started_at,
-            "seenAt": self.seen_at,
-            "jobs": self.jobs,
-            "concurrency": self.concurrency,
-            "calls": self.calls,
-            "slots": self.slots,
-            "callsAMinute": self.calls_a_minute,
-            "rateShare": round(share, 3) if share is not None else None,
-            "rate": self.rate,
-            "maxInFlight": self.max_in_flight,
-            "receivedAt": self.received_at,
-            "waitsFor": self.waits_for,
-            "why": self.why,
-        }
-
-
-def older(worker: str, tool: str) -> WorkerSeen:
-    """Make the row of a worker that has none."""
-    return WorkerSeen(id=worker, tool=tool, why=OLDER)
 
 
 def is_older(worker: str) -> bool:
@@ -87,7 +61,7 @@ def differences(workers: Sequence[WorkerSeen]) -> list[str]:
     told = []
     if len(versions := sorted({worker.version or "" for worker in known})) > 1:
         told.append(f"they run {' and '.join(versions)}")
-    if old := [worker.id for worker in workers if worker.version is None]:
+    if old := [worker.worker for worker in workers if worker.version is None]:
         told.append(f"{', '.join(old[:3])} run{'s' if len(old) == 1 else ''} an older genctl: no shared pace")
     for name, variable in (("rate", "GENCTL_RATE"), ("max_in_flight", "GENCTL_MAX_IN_FLIGHT")):
         values = {getattr(worker, name) for worker in known}

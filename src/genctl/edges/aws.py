@@ -1,4 +1,4 @@
-"""Find SQS as boto3 does: endpoint, region, TLS, retries, user agent; keep credentials, and sign requests."""
+"""Find SQS as boto3 does: endpoint, region, TLS, user agent; keep credentials, and sign requests."""
 
 import asyncio
 import os
@@ -23,11 +23,10 @@ from genctl.base.settings import Settings
 from genctl.domain.masking import without_login
 from genctl.domain.model import GenctlError
 from genctl.edges import credentials, http
-from genctl.edges.credentials import LOOK_S
-from genctl.edges.retries import Retries
 
 CA_VARIABLE = "AWS_CA_BUNDLE"
-CONNECT_TIMEOUT_S = 5.0  # unless AWS_DEFAULTS_MODE says otherwise
+CONNECT_TIMEOUT_S = 5.0  # at most
+ATTEMPTS = 3  # of one call, unless somebody has set that
 RENEW_EVERY_S = 30.0  # between two tries to renew credentials
 AGAIN_S = 2.0  # how long a refused call waits for new ones: a stop waits for that call
 
@@ -42,10 +41,8 @@ class SqsEndpoint(NamedTuple):
     own: Credentials | None = None  # those of the embedded stack; None: as boto3 finds them
     tls: ssl.SSLContext | None = None
     user_agent: str | None = None
-    retries: Retries = Retries()
+    attempts: int = ATTEMPTS
     connect_s: float = CONNECT_TIMEOUT_S
-    keepalive: bool = False  # TCP's
-    look_s: float = LOOK_S  # how long a look-up of credentials may take
 
     @classmethod
     async def of(cls, settings: Settings) -> Self:
@@ -59,20 +56,15 @@ class SqsEndpoint(NamedTuple):
         session = botocore.session.Session()
         credentials.check_settings(session)
         client, request = _first_request(session, settings.sqs_endpoint)
-        _check_endpoint(request.url)
         config: Any = client.meta.config
-        retries = config.retries or {}
-        has_defaults = session.get_config_variable("defaults_mode").lower() != "legacy"
-        has_mode = has_defaults or credentials.is_set(session, "retry_mode")
+        usual = 5 if config.retries["mode"] == "legacy" else ATTEMPTS
         return cls(
             request.url.rstrip("/"),
             client.meta.region_name,
             tls=_trust(session) if request.url.startswith("https:") else None,
             user_agent=bytes(request.headers["User-Agent"]).decode(),
-            retries=Retries.of(retries.get("mode") if has_mode else None, retries.get("total_max_attempts")),
-            connect_s=config.connect_timeout if has_defaults else CONNECT_TIMEOUT_S,
-            keepalive=bool(config.tcp_keepalive or session.get_config_variable("tcp_keepalive")),
-            look_s=credentials.patience_s(session),
+            attempts=config.retries.get("total_max_attempts", usual),
+            connect_s=min(config.connect_timeout, CONNECT_TIMEOUT_S),
         )
 
     @classmethod
@@ -92,30 +84,6 @@ class SqsEndpoint(NamedTuple):
         return cls(endpoint, "us-east-1", Credentials(key, secret))
 
 
-def _no_endpoint(why: str) -> GenctlError:
-    """Make the error for an endpoint that is no URL, by the name of who sets it."""
-    named = [name for name in ("AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL") if os.environ.get(name)]
-    by = next(iter(named), "endpoint_url of the AWS profile")
-    fix = f"set {by} to a URL such as https://HOST:PORT"
-    return GenctlError("BadSetting", f"AWS: {by} is no URL of SQS: {without_login(why)}", fix, exit_code=2)
-
-
-def _check_endpoint(url: str) -> None:
-    """Refuse another protocol, and a login, as SQS takes signatures and no passwords. Raises GenctlError."""
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"}:
-        raise _no_endpoint(f"{parts.scheme} instead of http or https")
-    if parts.username is None:
-        return
-    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
-    raise GenctlError(
-        "BadSetting",
-        f"AWS: the URL of SQS has a login, and SQS takes none: {without_login(url)}",
-        f"export AWS_ENDPOINT_URL_SQS={bare}",
-        exit_code=2,
-    )
-
-
 class _NoBody:
     def stream(self, *_: object, **__: object) -> Any:
         yield b"{}"
@@ -124,7 +92,7 @@ class _NoBody:
 def _first_request(session: Any, endpoint: str | None) -> tuple[Any, Any]:
     """Let botocore make a client and a request, which goes nowhere: we take its URL and its user agent.
 
-    Raises GenctlError (exit 2): the endpoint is no URL.
+    Raises GenctlError (exit 2): the endpoint is no URL, or has a login, as SQS takes signatures alone.
     """
     made: list[Any] = []
 
@@ -141,10 +109,19 @@ def _first_request(session: Any, endpoint: str | None) -> tuple[Any, Any]:
         )
         client.meta.events.register("before-send.sqs", keep)
         client.list_queues()
+        parts = urlsplit(made[0].url)
+        if parts.scheme not in {"http", "https"} or parts.username is not None:
+            raise ValueError(parts.geturl())  # noqa: TRY301 - like those of botocore
     except BotoCoreError:  # some are ValueErrors, too
         raise
     except ValueError as why:
-        raise _no_endpoint(str(why)) from None
+        said = " ".join(without_login(str(why)).split())
+        raise GenctlError(
+            "BadSetting",
+            f"AWS: no endpoint of SQS, an http or https URL without a login: {said}",
+            "set AWS_ENDPOINT_URL_SQS to a URL such as https://HOST:PORT, or AWS_DEFAULT_REGION to a Region",
+            exit_code=2,
+        ) from None
     return client, made[0]
 
 
@@ -163,62 +140,64 @@ def _trust(session: Any) -> ssl.SSLContext:
 class Keys:
     """Keep frozen credentials, which a look-up renews."""
 
-    ours: ClassVar["Keys | None"] = None  # of this process, once they are found
+    ours: ClassVar["Keys | None"] = None  # of this process
+    frozen: ReadOnlyCredentials
+    _source: Credentials | None = None
 
     @classmethod
-    async def of_process(cls, patience_s: float = LOOK_S) -> "Keys":
+    async def of_process(cls) -> "Keys":
         """Return the keys that boto3 would find; SQS and login tokens share them, and one look-up.
 
         Raises GenctlError (exit 3): none, expired, not in time.
         """
-        if cls.ours is None:
-            await credentials.looked_up(cls._find_once, patience_s)
-        assert cls.ours  # noqa: S101 - else that has raised
+        cls.ours = cls.ours or cls(credentials.find)
+        await cls.ours.ready()
         return cls.ours
 
-    @classmethod
-    def _find_once(cls) -> None:
-        cls.ours = cls.ours or cls(credentials.find)  # somebody else may have found them meanwhile
-
     def __init__(self, find: Callable[[], Credentials]) -> None:
-        """Look credentials up, which may hang: call it by credentials.looked_up()."""
         self._find = find
-        self._renewal: asyncio.Task[None] | None = None
-        self._next_try = 0.0
-        self._look_up()
+        self._look: asyncio.Task[None] | None = None
+        self._next_at = 0.0  # monotonic; when the next look-up may begin
 
-    def _look_up(self) -> None:
-        self._source = self._find()
-        self._freeze()
+    async def ready(self) -> None:
+        """Wait for the first look-up. Raises GenctlError (exit 3)."""
+        if self._source is None:
+            await asyncio.shield(self._begin(self.look_up))
+            self._next_at = 0.0  # the pause is one between renewals
 
-    def _freeze(self) -> None:
-        frozen = self._source.get_frozen_credentials()
+    def look_up(self) -> None:
+        """Look credentials up, which may hang."""
+        self._freeze(self._find())
+
+    def _freeze(self, source: Credentials) -> None:
+        frozen = source.get_frozen_credentials()
         credentials.check(frozen)
         hidden.know("aws", (frozen.secret_key, frozen.token))
-        self.frozen = frozen
+        self._source, self.frozen = source, frozen
 
     def renew_if_due(self) -> None:
         """Begin a renewal if one is due; until it ends the old credentials count, which may work for long."""
         source = self._source
         if isinstance(source, RefreshableCredentials) and source.refresh_needed():
-            self._renew(self._freeze)
+            self._begin(lambda: self._freeze(source))
 
     async def look_again(self) -> None:
         """Look for new credentials, once AWS has refused ours; a slow look-up goes on, for later calls."""
-        await asyncio.wait([self._renew(self._look_up)], timeout=AGAIN_S)
+        await asyncio.wait([self._begin(self.look_up)], timeout=AGAIN_S)
 
-    def _renew(self, how: Callable[[], None]) -> asyncio.Task[None]:
-        """Return the last renewal; begin another one if it has ended and the pause is over."""
-        if self._renewal is None or (self._renewal.done() and time.monotonic() >= self._next_try):
-            self._renewal = asyncio.create_task(self._renewed(how))
-        return self._renewal
+    def _begin(self, how: Callable[[], None]) -> asyncio.Task[None]:
+        """Return the last look-up; begin another one if it has ended and the pause is over."""
+        if self._look is None or (self._look.done() and time.monotonic() >= self._next_at):
+            self._look = asyncio.create_task(credentials.looked_up(how))
+            self._look.add_done_callback(self._ended)
+        return self._look
 
-    async def _renewed(self, how: Callable[[], None]) -> None:
-        try:
-            await credentials.looked_up(how)
-        except GenctlError as error:  # the next try may do better
+    def _ended(self, look: asyncio.Task[None]) -> None:
+        if self._source is None or look.cancelled():  # the caller knows
+            return
+        self._next_at = time.monotonic() + RENEW_EVERY_S
+        if isinstance(error := look.exception(), GenctlError):  # the next try may do better
             log.warning("aws.credentials.not_renewed", error=error.message, fix=error.fix)
-        self._next_try = time.monotonic() + RENEW_EVERY_S
 
 
 class _Auth(SigV4Auth):
@@ -233,32 +212,11 @@ class _Auth(SigV4Auth):
         super()._modify_request_before_signing(request)  # type: ignore[misc]  # the stubs leave it out
 
 
-class Signer:
-    """Sign requests to SQS."""
-
-    def __init__(self, where: SqsEndpoint, keys: Keys) -> None:
-        self._where = where
-        self._keys = keys
-
-    @classmethod
-    async def of(cls, where: SqsEndpoint) -> Self:
-        """Look credentials up. Raises GenctlError (exit 3): none, expired, not in time."""
-        if (own := where.own) is None:
-            return cls(where, await Keys.of_process(where.look_s))
-        return cls(where, await credentials.looked_up(lambda: Keys(lambda: own)))
-
-    @property
-    def credentials(self) -> object:
-        """Return the credentials that sign now, to compare them."""
-        return self._keys.frozen
-
-    def headers(self, body: bytes, headers: dict[str, str], now: datetime) -> dict[str, str]:
-        """Add the signature of a POST of `body` to its `headers`; `now` is SQS's, in UTC."""
-        self._keys.renew_if_due()
-        request = AWSRequest(method="POST", url=self._where.endpoint, headers=headers, data=body)
-        _Auth(self._keys.frozen, self._where.region, now).add_auth(request)
-        return dict(request.headers.items())
-
-    async def look_again(self) -> None:
-        """Look for new credentials, once SQS has refused ours."""
-        await self._keys.look_again()
+def signed(
+    where: SqsEndpoint, keys: Keys, body: bytes, headers: dict[str, str], now: datetime
+) -> dict[str, str]:
+    """Add the signature of a POST of `body` to its `headers`; `now` is SQS's, in UTC."""
+    keys.renew_if_due()
+    request = AWSRequest(method="POST", url=where.endpoint, headers=headers, data=body)
+    _Auth(keys.frozen, where.region, now).add_auth(request)
+    return dict(request.headers.items())

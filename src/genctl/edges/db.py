@@ -9,8 +9,8 @@ import os
 import random
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Any, LiteralString, Self, cast
 from weakref import WeakValueDictionary
@@ -28,7 +28,7 @@ from genctl.base.jsontext import DEEPEST, TooDeepError, read_json
 from genctl.domain.model import GenctlError
 from genctl.edges import deadline
 from genctl.edges.db_errors import READ_ONLY, ConflictError, DatabaseGoneError, errors_told, first_line
-from genctl.edges.deadline import GRACE_S, LOOK_S, Deadline, Watch, cut
+from genctl.edges.deadline import GRACE_S, LOOK_S, Deadline, Watch, answering
 from genctl.edges.statements import statements
 
 Connection = psycopg.AsyncConnection[DictRow]
@@ -175,19 +175,6 @@ def watched(dsn: str) -> Watch | None:
     return Watch(limit, look) if limit else None
 
 
-@contextmanager
-def answering(conn: Connection, within_s: float) -> Iterator[None]:
-    """Shut the connection down if the body takes longer, so that the body gets an error.
-
-    A cancellation would not do: psycopg would ask the silent server to cancel, and wait again.
-    """
-    alarm = asyncio.get_running_loop().call_later(within_s, cut, conn)
-    try:
-        yield
-    finally:
-        alarm.cancel()
-
-
 async def _is_shared(conn: Connection, dsn: str) -> bool:
     """Tell whether a transaction pooler is between us and the server, by changes of the backend's pid."""
     mine = await _backend(conn)
@@ -243,14 +230,10 @@ class Database:
         """Return the seconds since the end of the last outage long enough for leases to lapse."""
         return time.monotonic() - self._back_at if self._away_since is None else 0.0
 
-    def longest_wait_s(self) -> float:
-        """Return the seconds for which a request has waited longest for a connection; 0: none waits."""
-        now = time.monotonic()
-        return now - min(self._waiting.values(), default=now)
-
     def used_up(self) -> str | None:
         """Say what is wrong if all connections are in use and a request has waited long for one."""
-        waited_s = self.longest_wait_s()
+        now = time.monotonic()
+        waited_s = now - min(self._waiting.values(), default=now)
         if waited_s < CROWDED_S or self._in_use < self._pool.max_size:  # else the server is away
             return None
         return f"all {self._in_use} database connections are in use: a request waits for {waited_s:.1f} s"
@@ -284,8 +267,8 @@ class Database:
             yield cls(dsn, pool)
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
-        """Take a connection of the pool.
+    async def _connection(self, within_s: float | None = None) -> AsyncIterator[Connection]:
+        """Take a connection for so long. A time-out before we have it is about the server, not a query.
 
         The pool waits by asyncio.wait_for, which before Python 3.12 loses a cancellation that comes together
         with the connection (python/cpython#86296).
@@ -295,7 +278,7 @@ class Database:
         waits = object()
         self._waiting[waits] = time.monotonic()
         try:
-            async with self._pool.connection() as conn:
+            async with asyncio.timeout(within_s), self._pool.connection() as conn:
                 del self._waiting[waits]
                 if task and task.cancelling() > cancelled:
                     raise asyncio.CancelledError
@@ -304,20 +287,12 @@ class Database:
                     yield conn
                 finally:
                     self._in_use -= 1
+        except TimeoutError:
+            if waits in self._waiting:
+                raise PoolTimeout(f"no connection within {within_s:.1f} s") from None
+            raise
         finally:
             self._waiting.pop(waits, None)
-
-    @asynccontextmanager
-    async def _timed_connection(self, timeout_s: float) -> AsyncIterator[Connection]:
-        """Take a connection for so long. A time-out before we have it is about the server, not a query."""
-        conn: Connection | None = None
-        try:
-            async with asyncio.timeout(timeout_s), self._connection() as conn:
-                yield conn
-        except TimeoutError:
-            if conn is None:
-                raise PoolTimeout(f"no connection within {timeout_s:.1f} s") from None
-            raise
 
     async def rows(self, name: str, **params: Any) -> list[Row]:
         """Run one named statement, committed by itself, and return its rows."""
@@ -340,11 +315,14 @@ class Database:
         """
         for left in reversed(range(CONFLICTS)):
             try:
-                with self._outages_noticed():
-                    return await self._transact(steps, timeout_s, lock_s)
-            except ConflictError:
-                if not left:
+                found = await self._transact(steps, timeout_s, lock_s)
+            except GenctlError as error:
+                self._note_outage(away=isinstance(error, DatabaseGoneError))
+                if not (left and isinstance(error, ConflictError)):
                     raise
+            else:
+                self._note_outage(away=False)
+                return found
             await asyncio.sleep(FIRST_RETRY_S * random.random())  # noqa: S311 - jitter is no secret
         raise AssertionError
 
@@ -359,7 +337,7 @@ class Database:
             watch, timeout_s = watched(self.dsn), self._limit.within_s + 2 * GRACE_S  # the server comes first
             opening.append(_time_of(self._limit))
         with errors_told(self.dsn, watch):
-            async with self._timed_connection(timeout_s) as conn:
+            async with self._connection(timeout_s) as conn:
                 try:
                     async with watch.over(conn) if watch else nullcontext():
                         return (await _in_one_message(conn, [*opening, *steps]))[len(opening) :]
@@ -368,23 +346,14 @@ class Database:
                     await conn.close()
                     raise
 
-    @contextmanager
-    def _outages_noticed(self) -> Iterator[None]:
-        try:
-            yield
-        except DatabaseGoneError:
-            self._away_since = self._away_since or time.monotonic()
-            raise
-        except GenctlError:  # the server answers
-            self._answered()
-            raise
-        self._answered()
-
-    def _answered(self) -> None:
-        if self._away_since is not None:
-            if time.monotonic() - self._away_since > OUTAGE_S:
-                self._back_at = time.monotonic()
-            self._away_since = None
+    def _note_outage(self, *, away: bool) -> None:
+        now = time.monotonic()
+        if away:
+            self._away_since = self._away_since or now
+            return
+        if self._away_since is not None and now - self._away_since > OUTAGE_S:
+            self._back_at = now
+        self._away_since = None
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Callable[..., AsyncIterator[Row]]]:

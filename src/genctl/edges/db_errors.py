@@ -9,23 +9,20 @@ from psycopg_pool import PoolTimeout
 
 from genctl.base.dsn import place
 from genctl.domain.adoption import ROWS_SEEN, cure
-from genctl.domain.model import GenctlError
+from genctl.domain.model import GenctlError, rough
 from genctl.edges.deadline import Watch
+
+NO_ACCOUNT = "NoAccount"
 
 
 class DataRefusedError(GenctlError):
-    """Say that the database refused the data of a statement (a constraint, a range): do not try again."""
+    """Say that the database refused the data of a statement (a constraint, a range): do not try again.
 
-    def __init__(self, reason: str, fix: str = "") -> None:
-        super().__init__("DataRefused", f"the database refused the data: {reason}", fix, exit_code=1)
+    The code is NO_ACCOUNT where the user has no account, and only the product can make one.
+    """
 
-
-class NoAccountError(DataRefusedError):
-    """Say that the user has no account, and that only the product can make one."""
-
-    def __init__(self, reason: str, fix: str) -> None:
-        super().__init__(reason, fix)
-        self.code = "NoAccount"
+    def __init__(self, reason: str, fix: str = "", code: str = "DataRefused") -> None:
+        super().__init__(code, f"the database refused the data: {reason}", fix, exit_code=1)
 
 
 class NotifyRefusedError(DataRefusedError):
@@ -70,22 +67,19 @@ def errors_told(dsn: str, watch: Watch | None = None) -> Iterator[None]:
     try:
         yield
     except (psycopg.Error, PoolTimeout, TimeoutError, UnicodeEncodeError) as error:
-        cause = TimeoutError() if watch and watch.is_cut else error
-        tell = _gone if _is_gone(cause) else next(tell for kinds, tell in _TOLD if isinstance(cause, kinds))
-        told = tell(cause, "/".join(place(dsn)))
+        tell = _gone if _is_gone(error) else next(tell for kinds, tell in _TOLD if isinstance(error, kinds))
+        told = tell(error, "/".join(place(dsn)))
         raise (_explained(told, watch) if watch else told) from error
 
 
 def _explained(told: GenctlError, watch: Watch) -> GenctlError:
     """Add what the statement waited for."""
-    match told:
-        case LockedError():
-            held, cure = watch.holder()
-            return LockedError(told.message, cure or told.fix, held=held)
-        case DatabaseSilentError():
-            silence, cure = watch.silence()
-            message = f"{told.message.removesuffix('in time')}{silence}"
-            return DatabaseSilentError(told.code, message, cure or told.fix)
+    seen, cure = watch.seen()
+    if isinstance(told, LockedError):
+        return LockedError(told.message, cure or told.fix, held=seen)
+    if isinstance(told, DatabaseSilentError):
+        message = told.message.replace("in time", f"in {rough(watch.within_s)}") + seen
+        return DatabaseSilentError(told.code, message, cure or told.fix)
     return told
 
 
@@ -131,8 +125,8 @@ def _row_refused(error: Exception, _: str) -> DataRefusedError:
     said = _refusal(error)
     if column:
         said = f"{table}.{column} must not be null, and genctl has no value for it"
-    kind = NoAccountError if table == "credit_accounts" else DataRefusedError
-    return kind(said, cure(table, column=bool(column)))
+    code = NO_ACCOUNT if table == "credit_accounts" else "DataRefused"
+    return DataRefusedError(said, cure(table, column=bool(column)), code)
 
 
 Tell = Callable[[Exception, str], GenctlError]

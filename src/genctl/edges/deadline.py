@@ -105,31 +105,49 @@ def cut(conn: psycopg.AsyncConnection[Any]) -> None:
         line.shutdown(socket.SHUT_RDWR)
 
 
+@contextmanager
+def answering(conn: psycopg.AsyncConnection[Any], within_s: float) -> Iterator[None]:
+    """Shut the connection down if the body takes longer, which then raises TimeoutError.
+
+    A cancellation would not do: psycopg would ask the silent server to cancel, and wait again.
+    """
+    is_late = False
+
+    def end() -> None:
+        nonlocal is_late
+        is_late = True
+        cut(conn)
+
+    alarm = asyncio.get_running_loop().call_later(within_s, end)
+    try:
+        yield
+    except psycopg.Error:
+        if is_late:  # what the connection says is about us
+            raise TimeoutError from None
+        raise
+    finally:
+        alarm.cancel()
+
+
 class Watch:
     """Watch a question: look at what its statements wait for, and end those that the server does not."""
 
     def __init__(self, deadline: Deadline, look: Look) -> None:
+        self.within_s = deadline.within_s
         self._deadline = deadline
         self._look = look
         self._seen: Awaited | None = None
         self._is_deaf = False  # the server took no second connection
-        self.is_cut = False  # what the connection then says is about us
 
     @asynccontextmanager
     async def over(self, conn: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
         """Watch what the body asks over this connection, and cut that if the body takes too long."""
-        self._seen, self.is_cut = None, False
-
-        def end() -> None:
-            self.is_cut = True
-            cut(conn)
-
-        alarm = asyncio.get_running_loop().call_later(self._deadline.within_s + GRACE_S, end)
+        self._seen = None
         looking = asyncio.create_task(self._looks(conn.info.backend_pid))
         try:
-            yield
+            with answering(conn, self.within_s + GRACE_S):
+                yield
         finally:
-            alarm.cancel()
             looking.cancel()
             await asyncio.wait({looking})
 
@@ -152,25 +170,15 @@ class Watch:
             is_first = False
             await asyncio.sleep(LOOK_EVERY_S)
 
-    def holder(self) -> tuple[str, str | None]:
-        """Say who held the lock, as the end of a sentence; return a command that frees it or waits longer."""
-        if self._seen is None or self._seen.holder is None:
-            return "", None
-        return f": {self._seen.holder}", self._seen.cure or self._deadline.again
-
-    def silence(self) -> tuple[str, str | None]:
-        """Say for how long we waited, and for what; return the command that mends it or waits longer."""
-        within = f"in {rough(self._deadline.within_s)}"
+    def seen(self) -> tuple[str, str | None]:
+        """Say what the statement waits for, as the end of a sentence; and what command helps."""
         if self._is_deaf:
-            return f"{within}, and takes no new connection", None
+            return ", and takes no new connection", None
         if self._seen is None:
-            return within, self._deadline.again
+            return "", self._deadline.again
         if self._seen.holder:
-            return (
-                f"{within}: waiting for a lock held by {self._seen.holder}",
-                self._seen.cure or self._deadline.again,
-            )
-        return f"{within}: pid {self._seen.pid} still works on the statement", self._deadline.again
+            return f": it waits for {self._seen.holder}", self._seen.cure or self._deadline.again
+        return f": pid {self._seen.pid} still works on the statement", self._deadline.again
 
 
 def _to_end(seen: Awaited) -> str:

@@ -10,7 +10,6 @@ import ssl
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
-from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
+from genctl.base.values import as_url
 from genctl.domain.masking import without_login
 from genctl.domain.model import GenctlError
 
@@ -32,12 +32,10 @@ def session(
     tls: ssl.SSLContext | None = None,
     traces: Sequence[aiohttp.TraceConfig] = (),
     auto_decompress: bool = True,
-    keepalive: bool = False,
 ) -> aiohttp.ClientSession:
     """Make a session for requests to `base`, through the proxy that is set for it.
 
-    `keepalive` is TCP's. Raises GenctlError (exit 3) for a proxy that is no URL, or a CA file that cannot be
-    read.
+    Raises GenctlError (exit 3) for a proxy that is no URL, or a CA file that cannot be read.
     """
     trust: ssl.SSLContext | bool = tls or True
     if tls is None and base.startswith("https:"):
@@ -47,7 +45,7 @@ def session(
             limit=0,
             keepalive_timeout=KEEPALIVE_S,
             ssl=trust,
-            socket_factory=_probed_socket if keepalive else None,
+            socket_factory=_probed_socket,
         ),
         cookie_jar=aiohttp.DummyCookieJar(),
         proxy=proxy_of(base),
@@ -74,20 +72,14 @@ def proxy_of(base: str) -> str | None:
     proxy = getproxies().get(parts.scheme)
     if not proxy or _is_loopback(parts.hostname or "") or proxy_bypass(parts.netloc.rpartition("@")[2]):
         return None
-    url = proxy if "://" in proxy else f"http://{proxy.removeprefix('//')}"  # as boto3 reads it
     try:
-        fits = (
-            urlsplit(url).scheme in {"http", "https"} and urlsplit(url).hostname and urlsplit(url).port != 0
-        )
+        return as_url(proxy if "://" in proxy else f"http://{proxy.removeprefix('//')}")  # as boto3 reads it
     except ValueError:
-        fits = False
-    if not fits:
         raise GenctlError(
             "ProxyMalformed",
             f"{parts.scheme.upper()}_PROXY is no URL of a proxy: {without_login(proxy)}",
             f"export {parts.scheme.upper()}_PROXY=http://HOST:PORT",
-        )
-    return url
+        ) from None
 
 
 def _is_loopback(host: str) -> bool:
@@ -135,89 +127,40 @@ class Unreachable(NamedTuple):
     fix: str | None = None
 
 
-def unreachable(error: Exception, base: str, ca_variable: str = CA_VARIABLE) -> Unreachable:
-    """Explain an error of aiohttp."""
-    host, proxy, variable = _ways(base)
-    match error:
-        case aiohttp.ClientHttpProxyError():
-            return _proxy_refused(error.status, error.message, base)
-        case aiohttp.ClientProxyConnectionError():
-            return Unreachable(
-                f"the proxy {proxy} cannot be reached: {_reason(error.os_error)}", f"check {variable}"
-            )
-        case aiohttp.ClientConnectorCertificateError():
-            return _untrusted(error, host, ca_variable)
-        case aiohttp.ClientConnectorDNSError():
-            is_proxy = bool(proxy) and error.host == urlsplit(proxy).hostname
-            who, fix = (f"the proxy {error.host}", f"check {variable}") if is_proxy else (host, None)
-            if error.os_error.errno == socket.EAI_AGAIN:
-                return Unreachable(
-                    f"no name server answers for {who}", "check /etc/resolv.conf and the network"
-                )
-            return Unreachable(f"no name server knows {who}", fix)
-        case aiohttp.ClientResponseError():
-            said = "what answers there speaks no HTTP"
-        case OSError():  # ClientConnectorError is one
-            said = _reason(getattr(error, "os_error", error))
-        case _:
-            said = str(error) or type(error).__name__
-    return through_proxy(said, base)
-
-
-def foreign(status: int, base: str) -> Unreachable:
-    """Explain an answer that the proxy may have given, or what is behind it."""
-    if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-        return _proxy_refused(status, "", base)
-    return through_proxy(f"the answer is {status} and not SQS's", base)
-
-
-def _proxy_refused(status: int, reason: str, base: str) -> Unreachable:
-    host, proxy, variable = _ways(base)
-    if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-        return Unreachable(
-            f"the proxy {proxy} asks for a password, or refuses ours",
-            f"set {variable} with USER:PASSWORD@ before its host",
-        )
-    return Unreachable(
-        f"the proxy {proxy} has answered {status} {reason}",
-        f"have the proxy let {host} through, or name it in NO_PROXY",
-    )
-
-
-def through_proxy(said: str, base: str) -> Unreachable:
-    """Name the proxy, if there is one: it, or what is behind it, may be at fault."""
-    host, proxy, variable = _ways(base)
-    if not proxy:
-        return Unreachable(said)
-    return Unreachable(
-        f"{said}, through the proxy {proxy}", f"check {variable}, and whether the proxy reaches {host}"
-    )
-
-
-def _ways(base: str) -> tuple[str, str, str]:
-    """Return the host of a URL, its proxy ("": none), and the variable that names the proxy."""
+def unreachable(error: Exception | str, base: str, ca_variable: str = CA_VARIABLE) -> Unreachable:
+    """Explain an error of aiohttp, or what somebody has said; the proxy may be at fault, if there is one."""
     host, variable, proxy = base, "HTTPS_PROXY", ""
     with suppress(ValueError):  # it may be no URL, as the error says then
         host, variable = urlsplit(base).hostname or base, f"{urlsplit(base).scheme.upper()}_PROXY"
         proxy = without_login(proxy_of(base) or "")
-    return host, proxy, variable
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        found = error.certificate_error
+        fix = {  # by OpenSSL's X509_V_ERR_…
+            9: f"set this machine's clock: the certificate of {host} is not valid yet",
+            10: f"have the certificate of {host} renewed, or set this machine's clock",
+            62: f"use the name that its certificate has, instead of {host}",
+        }.get(
+            getattr(found, "verify_code", 0),
+            f"set {ca_variable} to a PEM file with the CA of {host}, if you trust it",
+        )
+        why = getattr(found, "verify_message", None) or error
+        return Unreachable(f"its certificate is not trusted: {why}", fix)
+    said = error if isinstance(error, str) else _reason(error)
+    if not proxy:
+        return Unreachable(said)
+    fix = f"check {variable}, or have the proxy let {host} through, or name {host} in NO_PROXY"
+    return Unreachable(f"{said}, through the proxy {proxy}", fix)
 
 
-def _untrusted(error: aiohttp.ClientConnectorCertificateError, host: str, ca_variable: str) -> Unreachable:
-    found = error.certificate_error
-    why = getattr(found, "verify_message", None) or error
-    match getattr(found, "verify_code", None):
-        case 62 | 64:  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
-            fix = f"use the name that its certificate has, instead of {host}"
-        case 9 | 10:  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
-            fix = f"have the certificate of {host} renewed, or set this machine's clock"
-        case _:
-            fix = f"set {ca_variable} to a PEM file with the CA of {host}, if you trust it"
-    return Unreachable(f"its certificate is not trusted: {why}", fix)
-
-
-def _reason(error: OSError) -> str:
-    """Say what an error of a socket means; asyncio hides that behind addresses."""
-    if error.errno and error.errno > 0 and not isinstance(error, ssl.SSLError):
-        return os.strerror(error.errno)
-    return error.strerror or str(error) or "the connection was closed"
+def _reason(error: Exception) -> str:
+    match error:
+        case aiohttp.ClientHttpProxyError():
+            return f"the answer is {error.status} {error.message}"
+        case aiohttp.ClientResponseError():
+            return "what answers there speaks no HTTP"
+        case OSError():  # ClientConnectorError is one
+            cause = getattr(error, "os_error", error)
+            if cause.errno and cause.errno > 0 and not isinstance(cause, ssl.SSLError):
+                return os.strerror(cause.errno)  # asyncio hides that behind addresses
+            return cause.strerror or str(cause) or "the connection was closed"
+    return str(error) or type(error).__name__

@@ -20,9 +20,9 @@ from psycopg.pq.abc import PGresult
 
 from genctl.base.durations import reconnect_s
 from genctl.domain.model import GenctlError
-from genctl.edges.db import Connection, answering, connect, connect_directly, process_name, run, sql
+from genctl.edges.db import Connection, connect, connect_directly, process_name, run, sql
 from genctl.edges.db_errors import DatabaseGoneError, errors_told
-from genctl.edges.deadline import cut
+from genctl.edges.deadline import answering, cut
 
 CHANNEL: LiteralString = "session_completed"
 PROBE_S = 10.0  # between two probes of the connection; also the time-out of each
@@ -147,10 +147,7 @@ class Listener:
     `hear` gets what came together; a question's `then` gets its answer. Neither may raise.
     """
 
-    def __init__(
-        self, conn: Connection, dsn: str, hear: Callable[[list[Heard]], None], *, may_ask: bool
-    ) -> None:
-        self.may_ask = may_ask  # else its user has no rights but to LISTEN, and it can only be probed
+    def __init__(self, conn: Connection, dsn: str, hear: Callable[[list[Heard]], None]) -> None:
         self._conn = conn
         self._pg = conn.pgconn
         self._fd = conn.pgconn.socket  # of a lost connection libpq does not tell it any more
@@ -173,16 +170,9 @@ class Listener:
 
     def ask(self, params: Sequence[bytes], then: Callable[[Answer], None]) -> None:
         """Ask the statement, once at a time; `then` gets the rows, or the reason why there are none."""
-        self._send(b"question", params, then)
-
-    def probe(self, then: Callable[[Answer], None]) -> None:
-        """Ask the server for a sign of life, in the same way."""
-        self._send(b"probe", [], then)
-
-    def _send(self, name: bytes, params: Sequence[bytes], then: Callable[[Answer], None]) -> None:
         self._then, self.asked_at = then, time.monotonic()
         try:
-            self._pg.send_query_prepared(name, params)
+            self._pg.send_query_prepared(b"question", params)
             self._flush()
         except psycopg.Error as error:
             self._end(error)
@@ -281,28 +271,14 @@ async def hearing(
         with errors_told(dsn), answering(conn, PROBE_S):
             for setting in ASKING:
                 await conn.execute(setting)
-            await conn.execute(f"prepare probe as {sql('clock')}".encode())
-        may_ask = await _prepares(conn, dsn, question)
+            await conn.execute(f"prepare question as {_numbered(sql(question))}".encode())
         await _listen_on(conn, dsn, channels)
-        one = Listener(conn, dsn, hear, may_ask=may_ask)
+        one = Listener(conn, dsn, hear)
         one.start()
         try:
             yield one
         finally:
             one.stop()
-
-
-async def _prepares(conn: Connection, dsn: str, question: str) -> bool:
-    """Prepare the statement; False where the user of this connection may not ask it."""
-    try:
-        with errors_told(dsn), answering(conn, PROBE_S):
-            await conn.execute(f"prepare question as {_numbered(sql(question))}".encode())
-            await conn.execute("execute question ('[]', 0)")  # about nobody: rights are checked only now
-    except GenctlError as error:
-        if error.code != "DatabaseDenied":
-            raise
-        return False
-    return True
 
 
 def _numbered(statement: str) -> str:

@@ -55,13 +55,6 @@ class Migration(NamedTuple):
     applied_at: datetime | None
 
 
-class FileRun(NamedTuple):
-    """Hold a file to run, and what the statement that records it needs to know."""
-
-    path: Path
-    facts: dict[str, str]
-
-
 def files() -> dict[str, Path]:
     """List the forward files by name, in the order in which we apply them."""
     return {
@@ -78,18 +71,18 @@ async def up(dsn: str, note: Note = lambda _: None) -> list[str]:
     genctl cannot do there. Raises GenctlError (exit 3) when the database is
     away or a file fails; the files before it stay applied.
     """
+    found = files()
     async with _alone(dsn, note) as (conn, told):
         pending = [migration for migration in await _compare(conn) if migration.state == "pending"]
         names = [migration.name for migration in pending]
         if adopts := names[: len(ADOPTING)] == [*ADOPTING]:
             adoption.refuse(await _unfit(conn))
-            await _carry_out(conn, told, [_applied_by(name) for name in ADOPTING], "record_migration")
+            await _carry_out(conn, told, [found[name] for name in ADOPTING], "record_migration")
         for migration in pending[len(ADOPTING) if adopts else 0 :]:
-            path = files()[migration.name]
             if migration.applied_at:
-                await _build_again(conn, told, path)
+                await _build_again(conn, found[migration.name])
             else:
-                await _carry_out(conn, told, [_applied_by(migration.name)], "record_migration")
+                await _carry_out(conn, told, [found[migration.name]], "record_migration")
         if adopts:
             for limit in adoption.limits(await run(conn, "base_findings", **base_asked())):
                 note(limit)
@@ -144,7 +137,7 @@ async def down(dsn: str, names: list[str], note: Note = lambda _: None) -> None:
                 "MigrationsChanged", "somebody else migrates this database", "run `genctl migrate status`"
             )
         for name in names:
-            await _carry_out(conn, told, [FileRun(_way_back(name), {"name": name})], "forget_migration")
+            await _carry_out(conn, told, [_way_back(name)], "forget_migration")
 
 
 async def status(dsn: str) -> list[Migration]:
@@ -202,16 +195,14 @@ async def _holder(conn: Connection) -> str | None:
     if not (rows := await run(conn, "migration_lock_holder", key=LOCK_KEY)):
         return None
     row = rows[0]
-    others = ", ".join(map(str, row["waits_for"]))
+    others = "".join(f", and waits itself for backend {pid}" for pid in row["waits_for"])
     return (
-        f"waiting: backend {row['pid']} of {row['client_addr'] or 'this host'} migrates this database"
-        + (f", and waits itself for backend {others}" if others else "")
-        + f"; if its runner is dead: select pg_terminate_backend({row['pid']})"
+        f"waiting: backend {row['pid']} of {row['client_addr'] or 'this host'} migrates this database{others}"
+        f"; if its runner is dead: select pg_terminate_backend({row['pid']})"
     )
 
 
 async def _compare(conn: Connection) -> list[Migration]:
-    rows = {}
     (table,) = await run(conn, "has_migrations")
     if table["there"] is None:
         raise GenctlError(
@@ -219,20 +210,18 @@ async def _compare(conn: Connection) -> list[Migration]:
             f"no schema of the search path {table['path']} is in the database, or may be used",
             "create the schema, or mend search_path in DATABASE_URL",
         )
-    if table["there"]:
-        rows = {row["name"]: row for row in await run(conn, "applied_migrations")}
+    rows = {row["name"]: row for row in await run(conn, "applied_migrations")} if table["there"] else {}
     found = files()
     states = []
     for name in sorted(rows.keys() | found.keys()):
-        if name not in rows:
-            state = "pending"
-        elif name not in found:
+        state, row = "applied", rows.get(name, {"applied_at": None})
+        if name not in found:
             state = "missing"
-        elif rows[name]["sha256"] != _hash(found[name]):
+        elif name in rows and row["sha256"] != _hash(found[name]):
             state = "drifted"
-        else:
-            state = "pending" if await _half_built(conn, found[name]) else "applied"
-        states.append(Migration(name, state, rows[name]["applied_at"] if name in rows else None))
+        elif name not in rows or await _half_built(conn, found[name]):
+            state = "pending"
+        states.append(Migration(name, state, row["applied_at"]))
     return states
 
 
@@ -244,14 +233,9 @@ def _way_back(name: str) -> Path:
     return assets.folder("migrations") / name.replace(".sql", ".rollback.sql")
 
 
-def _applied_by(name: str) -> FileRun:
-    path = files()[name]
-    return FileRun(path, {"name": name, "sha256": _hash(path)})
-
-
-async def _carry_out(conn: Connection, told: Told, steps: Sequence[FileRun], record: str) -> None:
+async def _carry_out(conn: Connection, told: Told, paths: Sequence[Path], record: str) -> None:
     """Run files and the statement that records each, in one transaction unless the only file is none."""
-    path, facts = steps[0]
+    path = paths[0]
     content = path.read_text(encoding="utf-8")
     try:
         with told():
@@ -259,11 +243,11 @@ async def _carry_out(conn: Connection, told: Told, steps: Sequence[FileRun], rec
                 for statement in [*(await _half_built(conn, path)).values(), *_statements(content)]:
                     await conn.execute(statement)
                 await run(conn, "create_migrations")
-                await run(conn, record, **facts)
+                await run(conn, record, **_facts(path))
             else:
-                await _patiently(conn, steps, record)
+                await _patiently(conn, paths, record)
     except GenctlError as error:
-        names = " to ".join(dict.fromkeys((path.name, steps[-1].path.name)))
+        names = " to ".join(dict.fromkeys((path.name, paths[-1].name)))
         waited = isinstance(error, LockedError | DatabaseSilentError)
         mended = (
             f"{adoption.retyped(error.message) or error.fix or 'mend it'}, and run `genctl migrate` again"
@@ -273,7 +257,7 @@ async def _carry_out(conn: Connection, told: Told, steps: Sequence[FileRun], rec
         ) from error
 
 
-async def _patiently(conn: Connection, steps: Sequence[FileRun], record: str) -> None:
+async def _patiently(conn: Connection, paths: Sequence[Path], record: str) -> None:
     """Run one transaction that waits only a moment for each lock, again and again for a minute."""
     give_up_at = time.monotonic() + LOCK_PATIENCE_S
     while True:
@@ -281,9 +265,9 @@ async def _patiently(conn: Connection, steps: Sequence[FileRun], record: str) ->
             async with conn.transaction():
                 await run(conn, "wait_shortly")
                 await run(conn, "create_migrations")
-                for path, facts in steps:
+                for path in paths:
                     await conn.execute(path.read_text(encoding="utf-8"))
-                    await run(conn, record, **facts)
+                    await run(conn, record, **_facts(path))
                 return
         except errors.LockNotAvailable:
             if time.monotonic() > give_up_at:
@@ -291,13 +275,12 @@ async def _patiently(conn: Connection, steps: Sequence[FileRun], record: str) ->
         await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 
 
-async def _build_again(conn: Connection, told: Told, path: Path) -> None:
+async def _build_again(conn: Connection, path: Path) -> None:
     """Build only the half-built indexes: a later file may have dropped another index of this one."""
-    with told():
-        broken = await _half_built(conn, path)
-        builds = [one for one in _statements(path.read_text(encoding="utf-8")) if _makes(broken, one)]
-        for statement in [*broken.values(), *builds]:
-            await conn.execute(statement)
+    broken = await _half_built(conn, path)
+    builds = [one for one in _statements(path.read_text(encoding="utf-8")) if _makes(broken, one)]
+    for statement in [*broken.values(), *builds]:
+        await conn.execute(statement)
 
 
 async def _half_built(conn: Connection, path: Path) -> dict[str, str]:
@@ -316,6 +299,11 @@ def _makes(names: Iterable[str], text: str) -> bool:
 def _statements(content: str) -> list[str]:
     """Split a file whose statements each end a line with a semicolon."""
     return [part for part in content.split(";\n") if part.strip()]
+
+
+def _facts(path: Path) -> dict[str, str]:
+    """Return what the table keeps of a file, by the name of its way forward."""
+    return {"name": path.name.replace(".rollback.sql", ".sql"), "sha256": _hash(path)}
 
 
 def _hash(path: Path) -> str:

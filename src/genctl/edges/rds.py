@@ -63,12 +63,13 @@ class Login(NamedTuple):
         """Read a URL as libpq would. Raises GenctlError: exit 2 for one that fits no token, exit 3: no CA."""
         given = conninfo_to_dict(url)
         host, user = str(given.get("host") or ""), str(given.get("user") or env.get("PGUSER") or "")
-        if not host or "," in host or host.startswith("/"):
-            raise _unfit("names no single host", "name one host in it: the writer endpoint of the cluster")
-        if not user:
-            raise _unfit("names no user", "name the database user in it: postgresql://USER@HOST:5432/NAME")
-        if given.get("password"):
-            raise _unfit("has a password", "take the password out, or set GENCTL_DB_IAM=off")
+        if not host or "," in host or host.startswith("/") or not user or given.get("password"):
+            raise GenctlError(
+                "BadSetting",
+                "GENCTL_DB_IAM is on: the database's URL has to name one host and a user, without a password",
+                "set DATABASE_URL=postgresql://USER@HOST:5432/NAME, or GENCTL_DB_IAM=off",
+                exit_code=2,
+            )
         port = int(given.get("port") or env.get("PGPORT") or 5432)
         return cls(host, port, user, _tls(host, given, env))
 
@@ -94,11 +95,6 @@ class Login(NamedTuple):
         )
 
 
-def _unfit(what: str, fix: str) -> GenctlError:
-    told = f"GENCTL_DB_IAM is on, and the database's URL {what}"
-    return GenctlError("BadSetting", told, fix, exit_code=2)
-
-
 def _tls(host: str, given: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, str]:
     """Return the TLS parameters that the URL leaves open. Raises GenctlError (exit 3): no CA to check it."""
     mode = given.get("sslmode") or env.get("PGSSLMODE") or "verify-full"
@@ -120,27 +116,15 @@ def _region_of(host: str) -> str | None:
 
 async def _signing(login: Login) -> tuple[Keys, str]:
     """Find the keys and the region to sign by. Raises GenctlError (exit 3): none, not in time."""
-    patience_s, ours = await _settings()
-    keys = await Keys.of_process(patience_s)
+    keys = await Keys.of_process()
     keys.renew_if_due()
-    if (region := _region_of(login.host) or ours) is None:
+    region = _region_of(login.host) or await credentials.looked_up(_region)
+    if region is None:
         raise credentials.no_region()
     return keys, region
 
 
-class _Aws:
-    """Keep how long a look-up of credentials may take, and the region, once this process has read them."""
-
-    settings: tuple[float, str | None] | None = None
-
-
-async def _settings() -> tuple[float, str | None]:
-    if _Aws.settings is None:
-        _Aws.settings = await credentials.looked_up(_read)
-    return _Aws.settings
-
-
-def _read() -> tuple[float, str | None]:
+def _region() -> str | None:
     session = botocore.session.Session()
-    credentials.check_settings(session)
-    return credentials.patience_s(session), session.get_config_variable("region")
+    region: str | None = session.get_config_variable("region")
+    return region

@@ -21,10 +21,11 @@ import aiohttp
 import msgspec
 import structlog
 
+from genctl.base.batch import all_of
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 from genctl.edges import deadline, http
-from genctl.edges.aws import CA_VARIABLE, Signer, SqsEndpoint
+from genctl.edges.aws import ATTEMPTS, CA_VARIABLE, Keys, SqsEndpoint, signed
 from genctl.edges.sqs_faults import EXPIRED, FORBIDDEN, HOLLOW, NOT_OURS, REFUSED, UNSIGNED, Refusal
 from genctl.edges.sqs_shapes import (
     BATCH,
@@ -37,7 +38,6 @@ from genctl.edges.sqs_shapes import (
     Message,
     Outgoing,
     QueueUrl,
-    message,
 )
 
 T = TypeVar("T")
@@ -47,46 +47,26 @@ log = structlog.stdlib.get_logger()
 SLOW_S = 2.0  # after so long without an answer we say what we wait for
 TELL_EVERY_S = 30.0
 LANES = 16  # batches at once, as each takes an open file
-ATTEMPTS = 4  # of one call, and of the entries of a batch at which SQS itself failed
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0  # between attempts
 CALL_TIMEOUT_S = 10.0
 TICK = timedelta(seconds=1)
 MAX_ATTRIBUTES = 10
 GROUP_DIGITS = 32  # of a group's name
-
-# Of AWS alone: the URLs of others name no region.
-_REGION = re.compile(
-    r"https://(?:(?:queue|sqs(?:-fips)?)\.)?(?P<of_url>[a-z]{2}[a-z-]*-\d)\."
-    r"(?:(?:queue\.)?amazonaws|api\.amazonwebservices|api\.aws|s?c2s\.(?:ic|sgov)|csp\.hci\.ic|cloud\.adc-e)\b"
-    r"|arn:[a-z-]+:sqs:(?P<of_arn>[a-z0-9-]+):"
+REGION = re.compile(  # of AWS's ARNs and URLs; the URLs of others name no region
+    r"(?:arn:[a-z-]+:sqs:|https://(?:(?:queue|sqs(?:-fips)?)\.)?)([a-z]{2,}(?:-[a-z]+)+-\d)"
+    r"(?::|\.(?:queue\.)?amazonaws\.|\.api\.aws/)"
 )
 
 
 class Sqs:
     """Hold one HTTP session to one SQS endpoint; an async context manager."""
 
-    def __init__(
-        self,
-        where: SqsEndpoint,
-        signer: Signer,
-        *,
-        embedded: bool = False,
-        fair: bool = True,
-        secret: str | None = None,
-    ) -> None:
-        """Open the session; `embedded`: the queues are those of the embedded stack.
-
-        `fair`: messages get a group, a hash of their user with `secret`.
-        """
+    def __init__(self, where: SqsEndpoint, keys: Keys, settings: Settings) -> None:
         self.endpoint = where.endpoint
-        self.region = where.region
-        self.embedded = embedded
-        self.fair = fair
-        self.secret = secret
-        self._signer = signer
-        self._http = http.session(where.endpoint, tls=where.tls, keepalive=where.keepalive)
-        self._attempts = where.retries.attempts or ATTEMPTS
-        self._retries = where.retries
-        self._connect_s = where.connect_s
+        self.settings = settings
+        self._where = where
+        self._keys = keys
+        self._http = http.session(where.endpoint, tls=where.tls)
         self._headers = {"Content-Type": "application/x-amz-json-1.0"}
         if where.user_agent:
             self._headers["User-Agent"] = where.user_agent
@@ -100,8 +80,12 @@ class Sqs:
         Raises GenctlError (exit 3) when credentials or region are missing.
         """
         where = await SqsEndpoint.of(settings)
-        signer = await Signer.of(where)
-        return cls(where, signer, embedded=settings.embedded, fair=settings.fair, secret=settings.secret)
+        if own := where.own:
+            keys = Keys(lambda: own)
+            keys.look_up()
+        else:
+            keys = await Keys.of_process()
+        return cls(where, keys, settings)
 
     async def __aenter__(self) -> Self:
         return self
@@ -128,14 +112,11 @@ class Sqs:
         return Queue(self, url, arn=facts.get("QueueArn", ""), max_bytes=most)
 
     def _check_region(self, which: str) -> None:
-        named = _REGION.match(which)
-        region = named and (named["of_url"] or named["of_arn"])
-        if region and region != self.region and not self.embedded:
-            raise GenctlError(
-                "QueueElsewhere",
-                f"SQS queue {which} is in {region}, and the AWS region here is {self.region}",
-                f"export AWS_DEFAULT_REGION={region}",
-            )
+        """Raise GenctlError for a queue of another region, where SQS would find none, or a namesake."""
+        named, here = REGION.match(which), self._where.region
+        if named and named[1] != here and not self.settings.embedded:
+            line = f"SQS queue {which} is in {named[1]}, and the AWS region here is {here}"
+            raise GenctlError("QueueElsewhere", line, f"export AWS_DEFAULT_REGION={named[1]}")
 
     async def _url_of(self, which: str) -> str:
         """Ask for the URL of a name, or of an ARN, whose queue may be another account's."""
@@ -144,7 +125,7 @@ class Sqs:
         try:
             return (await self.call("GetQueueUrl", QueueUrl, name, QueueName=name, **owner)).queue_url
         except GenctlError as error:
-            if not self.embedded or error.code != "QueueNotFound":
+            if not self.settings.embedded or error.code != "QueueNotFound":
                 raise
             fix = (
                 "stop `genctl up` and start it again: it makes the queues of those that `genctl tools` lists"
@@ -168,21 +149,20 @@ class Sqs:
         hides the messages of that one, and another would hide more.
         """
         data = msgspec.json.encode(body)
-        most_s = max(CALL_TIMEOUT_S, self._connect_s) + patience_s
-        timeout = aiohttp.ClientTimeout(total=most_s, sock_connect=self._connect_s)
+        most_s = max(CALL_TIMEOUT_S, self._where.connect_s) + patience_s
+        timeout = aiohttp.ClientTimeout(total=most_s, sock_connect=self._where.connect_s)
         loop = asyncio.get_running_loop()
         better = False  # whether we have signed a later try better than the first
-        for attempt in range(1, self._attempts + 1):
-            throttled = False
-            signed_by = self._signer.credentials
+        for attempt in range(1, self._where.attempts + 1):
+            signed_by = self._keys.frozen
             slow = loop.call_later(SLOW_S + patience_s, self._tell_slow, op, about)
             try:
                 status, answer = await self._post(op, data, timeout)
             except (aiohttp.ClientError, ValueError) as lost:  # the latter for a login in the endpoint's URL
                 error = self._unreachable(about, *http.unreachable(lost, self.endpoint, CA_VARIABLE))
             except TimeoutError:
-                silent = http.through_proxy(f"{op}: no answer within {timeout.total:g} s", self.endpoint)
-                error = self._unreachable(about, *silent)
+                silent = f"{op}: no answer within {timeout.total:g} s"
+                error = self._unreachable(about, *http.unreachable(silent, self.endpoint))
                 if op == "ReceiveMessage":
                     raise error from None
             else:
@@ -194,17 +174,11 @@ class Sqs:
                     continue
                 if not refusal.transient:
                     raise error
-                throttled = refusal.throttled
             finally:
                 slow.cancel()
-            if attempt < self._attempts:
-                await self.pause(attempt, throttled=throttled)
+            if attempt < self._where.attempts:
+                await pause(attempt)
         raise error
-
-    async def pause(self, attempt: int, *, throttled: bool = False) -> None:
-        """Wait before the next attempt."""
-        jitter = random.random()  # noqa: S311 - no secret
-        await asyncio.sleep(self._retries.pause_s(attempt, throttled=throttled, random=jitter))
 
     def _tell_slow(self, op: str, about: str) -> None:
         """Say what we wait for, so that nobody looks at a process that says nothing."""
@@ -221,15 +195,15 @@ class Sqs:
             log.warning("sqs.clock.wrong", aheadS=round(self._ahead.total_seconds()))
             return True
         if refusal.code in (*EXPIRED, *NOT_OURS):
-            await self._signer.look_again()
-        return self._signer.credentials != signed_by
+            await self._keys.look_again()
+        return self._keys.frozen != signed_by
 
     async def _post(self, op: str, data: bytes, timeout: aiohttp.ClientTimeout) -> tuple[int, bytes]:
         target = {**self._headers, "X-Amz-Target": f"AmazonSQS.{op}"}
         async with self._http.post(
             self.endpoint,
             data=io.BytesIO(data),
-            headers=self._signer.headers(data, target, self.now()),
+            headers=signed(self._where, self._keys, data, target, self.now()),
             timeout=timeout,
             allow_redirects=False,
         ) as answer:
@@ -238,15 +212,16 @@ class Sqs:
 
     def _read(self, answer: bytes, shape: type[T], about: str) -> T:
         try:
-            return msgspec.json.decode(answer or b"{}", type=shape)
+            return msgspec.json.decode(answer or b"{}", type=shape, strict=False)
         except msgspec.DecodeError as why:
             said = "a page of HTML" if answer.lstrip().startswith(b"<") else str(why)
             raise self._unreachable(about, f"the answer is not SQS's ({said})") from None
 
     def _refused(self, refusal: Refusal, op: str, about: str) -> GenctlError:
-        if refusal.is_foreign and http.proxy_of(self.endpoint):
-            return self._unreachable(about, *http.foreign(refusal.status, self.endpoint))
-        return refusal.error(op, about, self.endpoint)
+        if not refusal.is_foreign:
+            return refusal.error(op, about, self.endpoint)
+        said = f"the answer is {refusal.status} and not SQS's"
+        return self._unreachable(about, *http.unreachable(said, self.endpoint))
 
     def _unreachable(self, about: str, why: str, fix: str | None = None) -> GenctlError:
         line = f"SQS queue {about} cannot be reached at {self.endpoint}: {why}"
@@ -259,14 +234,18 @@ class Queue:
     """Send to and receive from a standard queue; batch calls return a result for each item, in order."""
 
     def __init__(self, sqs: Sqs, url: str, *, arn: str = "", max_bytes: int = MAX_BYTES) -> None:
-        """Name the queue; `max_bytes` bounds a message and a batch."""
+        """Name the queue; `max_bytes` bounds a message and a batch.
+
+        With `fair` in the settings, messages get a group: a hash of their user with the settings' secret.
+        """
         self.url = url
         self.name = url.rpartition("/")[2]
         self.arn = arn
         self.max_bytes = max_bytes
-        self.takes_groups = sqs.fair  # until the endpoint refuses one
+        self.takes_groups = sqs.settings.fair  # until the endpoint refuses one
         self._sqs = sqs
-        self._group_key = hmac.digest((sqs.secret or arn).encode(), b"genctl message groups", "sha256")
+        secret = (sqs.settings.secret or arn).encode()
+        self._group_key = hmac.digest(secret, b"genctl message groups", "sha256")
 
     def now(self) -> datetime:
         """Tell the time by SQS's clock."""
@@ -296,7 +275,7 @@ class Queue:
             MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp", "MessageGroupId"],
             MessageAttributeNames=["All"],
         )
-        return [message(d) for d in answer.messages or ()]
+        return answer.messages or []
 
     async def send(self, out: Sequence[Outgoing]) -> list[EntryResult]:
         """Send these; if a call has to be repeated, SQS may send some twice.
@@ -373,13 +352,7 @@ class Queue:
             async with lanes:
                 return await self._batch(op, part)
 
-        done = await asyncio.gather(*map(carried_out, parts), return_exceptions=True)
-        results: list[EntryResult] = []
-        for part in done:
-            if isinstance(part, BaseException):
-                raise part
-            results += part
-        return results
+        return [result for part in await all_of(map(carried_out, parts)) for result in part]
 
     async def _batch(self, op: str, entries: Sequence[dict[str, Any]]) -> list[EntryResult]:
         """Carry out at most ten entries; try those again for which SQS itself failed."""
@@ -407,8 +380,13 @@ class Queue:
             if not pending:
                 break
             if attempt < ATTEMPTS:
-                await self._sqs.pause(attempt)
+                await pause(attempt)
         return [results[i] for i in range(len(entries))]
+
+
+async def pause(attempt: int) -> None:
+    """Wait before the next attempt."""
+    await asyncio.sleep(random.random() * min(FIRST_PAUSE_S * 2.0**attempt, LONGEST_PAUSE_S))  # noqa: S311
 
 
 # --- pure ------------------------------------------------------------------------------------

@@ -18,24 +18,41 @@ class Attribute(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True
     binary_value: str | None = None
 
 
-class Message(msgspec.Struct, frozen=True):
-    """Hold one delivery; `sent` are all of the sender's attributes, `attributes` the texts among them.
+class System(msgspec.Struct, frozen=True):
+    """Hold what SQS says of a delivery; `group` is the same for all messages of one user, if any."""
 
-    `group` is the same for all messages of one user, if the sender has given it.
-    """
+    receive_count: int = msgspec.field(name="ApproximateReceiveCount", default=1)
+    sent_ms: int = msgspec.field(name="SentTimestamp", default=0)  # since 1970
+    group: str | None = msgspec.field(name="MessageGroupId", default=None)
+
+
+WIRE = {
+    "message_id": "MessageId",
+    "receipt": "ReceiptHandle",
+    "body": "Body",
+    "sent": "MessageAttributes",
+    "system": "Attributes",
+}
+
+
+class Message(msgspec.Struct, frozen=True, rename=WIRE):
+    """Hold one delivery; `sent` are all of the sender's attributes, `attributes` the texts among them."""
 
     message_id: str
     receipt: str
     body: str
-    sent: dict[str, Attribute]
-    receive_count: int
-    sent_at: datetime
-    group: str | None = None
+    sent: dict[str, Attribute] = {}
+    system: System = System()
 
     @property
     def attributes(self) -> dict[str, str]:
         """Return the String and Number attributes."""
         return {k: a.string_value for k, a in self.sent.items() if a.string_value is not None}
+
+    @property
+    def sent_at(self) -> datetime:
+        """Return when SQS got it."""
+        return datetime.fromtimestamp(self.system.sent_ms / 1000, UTC)
 
 
 class Outgoing(msgspec.Struct, frozen=True):
@@ -61,20 +78,10 @@ class EntryResult(NamedTuple):
 # --- the wire's shapes -----------------------------------------------------------------------
 
 
-class Delivery(msgspec.Struct, rename="pascal"):
-    """Hold a message of a receive."""
-
-    message_id: str
-    receipt_handle: str
-    body: str
-    attributes: dict[str, str] = {}
-    message_attributes: dict[str, Attribute] = {}
-
-
 class Deliveries(msgspec.Struct, rename="pascal"):
     """Hold the answer to a receive."""
 
-    messages: list[Delivery] | None = None
+    messages: list[Message] | None = None
 
 
 class EntryAnswer(msgspec.Struct, rename="pascal"):
@@ -104,16 +111,3 @@ class Attributes(msgspec.Struct, rename="pascal"):
     """Hold the answer to GetQueueAttributes."""
 
     attributes: dict[str, str] = {}
-
-
-def message(d: Delivery) -> Message:
-    """Read a delivery."""
-    return Message(
-        message_id=d.message_id,
-        receipt=d.receipt_handle,
-        body=d.body,
-        sent=d.message_attributes,
-        receive_count=int(d.attributes.get("ApproximateReceiveCount", 1)),
-        sent_at=datetime.fromtimestamp(int(d.attributes.get("SentTimestamp", 0)) / 1000, UTC),
-        group=d.attributes.get("MessageGroupId"),
-    )

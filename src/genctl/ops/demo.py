@@ -16,6 +16,7 @@ from genctl.base.settings import Settings
 from genctl.base.tokens import Tokens
 from genctl.domain.model import Status
 from genctl.edges.db import Database
+from genctl.ledger import movement
 from genctl.ops.enqueue import ended
 from genctl.ops.smoke.deployment import ApiClient, Deployment
 from genctl.ops.smoke.hop import HOPS, HopResult, verdict
@@ -58,7 +59,7 @@ async def demo(
 
     async with Deployment.open(settings) as deployment:
         db, api = deployment.db, deployment.api
-        await credits.open_accounts(db, [USER], credits.opening(settings))
+        await movement(db, [USER], opening=credits.opening(settings))
         before = await _balance(db)
         hops = []
         async with Judge.open(deployment, USER, time.monotonic() + TIMEOUT_S) as judge:

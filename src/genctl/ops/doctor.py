@@ -95,31 +95,39 @@ async def readiness(settings: Settings) -> tuple[int, str]:
         return answer.status, ""
 
 
-async def _versions(_: Settings) -> list[Finding]:
+async def _here(settings: Settings) -> list[Finding]:
+    """Judge what nobody else has to answer for."""
     numbers = {"genctl": __version__, "Python": platform.python_version()}
     numbers |= {name: version(name) for name in LIBRARIES}
     text = ", ".join(f"{name} {number}" for name, number in numbers.items())
-    return [Finding("versions", findings.OK, text)]
+    direct, tools = settings.listen_dsn(), Tools.of(settings)
+    return [
+        Finding("versions", findings.OK, text),
+        _settings(settings),
+        *(findings.of_endpoint(dsn.place(direct)[0]) if direct else []),
+        *findings.of_tools(tools.by_name, tools.troubles),
+        findings.of_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
+    ]
 
 
-async def _settings(settings: Settings) -> list[Finding]:
-    where = f"the embedded stack in {settings.home}" if settings.embedded else "real services"
+def _settings(settings: Settings) -> Finding:
     if settings.secret:
-        return [Finding("settings", findings.OK, f"complete, for {where}")]
+        where = f"the embedded stack in {settings.home}" if settings.embedded else "real services"
+        return Finding("settings", findings.OK, f"complete, for {where}")
     if settings.embedded:
         text = f"the embedded stack is not running (nothing in {settings.home})"
-        return [Finding("settings", findings.WARNING, text, "`genctl up`, or set DATABASE_URL")]
+        return Finding("settings", findings.WARNING, text, "`genctl up`, or set DATABASE_URL")
     text = "GENCTL_SECRET is not set: genctl can serve no API, issue no token and check no stream here"
-    return [Finding("settings", findings.WARNING, text, "set it to at least 32 random bytes")]
+    return Finding("settings", findings.WARNING, text, "set it to at least 32 random bytes")
 
 
 def _needed(*parts: str) -> Any:
-    rights = [(part, relation, all_of) for part in parts for relation, all_of in RIGHTS[part].items()]
     return as_json(
         [
             {"part": part, "relation": relation, "privilege": privilege}
-            for part, relation, all_of in rights
-            for privilege in all_of
+            for part in parts
+            for relation, rights in RIGHTS[part].items()
+            for privilege in rights
         ]
     )
 
@@ -140,9 +148,9 @@ async def _database(settings: Settings) -> list[Finding]:
         table = await db.row("sessions_settings") or {"settings": [findings.FILLFACTOR]}
         base = await db.rows("base_findings", **migrate.base_asked())
         kept, notifying = await _refused(db)
-    facts, place = server | {"notify_pid": notifying.idle_pid}, dsn.place(settings.dsn())
+    place = dsn.place(settings.dsn())
     return [
-        *findings.of_server(facts, "/".join(place), clocks_s),
+        *findings.of_server(server, "/".join(place), clocks_s),
         *findings.of_rights(missing, *place),
         *findings.of_settings(table["settings"]),
         *findings.of_base(base),
@@ -166,15 +174,10 @@ async def _migrations(settings: Settings) -> list[Finding]:
 
 
 async def _listen(settings: Settings) -> list[Finding]:
-    if (direct := settings.listen_dsn()) is None:
-        return findings.of_listen(heard=None)
-    heard = await listener.is_heard(direct, settings.dsn(), within_s=HEARD_WITHIN_S)
-    return findings.of_listen(heard=heard)
-
-
-async def _endpoint(settings: Settings) -> list[Finding]:
-    direct = settings.listen_dsn()
-    return findings.of_endpoint(dsn.place(direct)[0]) if direct else []
+    direct, heard = settings.listen_dsn(), None
+    if direct is not None:
+        heard = await listener.is_heard(direct, settings.dsn(), within_s=HEARD_WITHIN_S)
+    return [findings.of_listen(heard=heard)]
 
 
 async def _queues(settings: Settings) -> list[Finding]:
@@ -183,26 +186,22 @@ async def _queues(settings: Settings) -> list[Finding]:
         dlq = await queue.dead_letter_queue(settings.dlq)
         facts, dlq_facts = await queue.attributes(), await dlq.attributes()
         forbidden = [error for each in (queue, dlq) for error in await each.forbidden()]
-    there = Finding("sqs", findings.OK, f"{queue.name} and {dlq.name} at {sqs.endpoint}")
     limits = settings.queued_timeout_s, settings.sqs_endpoint
-    judged = findings.of_queues(queue.url, facts, dlq.url, dlq_facts, *limits)
-    keys = findings.of_keys({queue.name: facts, dlq.name: dlq_facts})
-    groups = findings.of_groups(on=settings.fair)
-    return [there, *judged, *groups, *findings.of_permissions(forbidden), *keys]
-
-
-async def _sending(settings: Settings) -> list[Finding]:
-    queue, dlq = await send_through(settings)
     return [
-        findings.of_sent(queue.queue, queue.error, queue.left, is_dlq=False),
-        findings.of_sent(dlq.queue, dlq.error, dlq.left, is_dlq=True),
-        *findings.of_refused_groups([one.queue for one in (queue, dlq) if one.refuses_groups]),
+        Finding("sqs", findings.OK, f"{queue.name} and {dlq.name} at {sqs.endpoint}"),
+        *findings.of_queues(queue.url, facts, dlq.url, dlq_facts, *limits),
+        findings.of_groups(on=settings.fair),
+        *findings.of_permissions(forbidden),
+        *findings.of_keys({queue.name: facts, dlq.name: dlq_facts}),
     ]
 
 
-async def _tools(settings: Settings) -> list[Finding]:
-    tools = Tools.of(settings)
-    return findings.of_tools([*tools.by_name], tools.troubles)
+async def _sending(settings: Settings) -> list[Finding]:
+    both = await send_through(settings)
+    return [
+        *(findings.of_sent(one.queue, one.error, one.left, is_dlq=one is both[1]) for one in both),
+        *findings.of_refused_groups(one.queue for one in both if one.refuses_groups),
+    ]
 
 
 async def _workers(settings: Settings) -> list[Finding]:
@@ -215,15 +214,16 @@ async def _provider(settings: Settings) -> list[Finding]:
     if settings.origins.get(tool.base) == "embedded stack":
         settings.check_stack()
     async with Wire(tool, longest_s=settings.provider_timeout_s) as wire:
-        return findings.of_provider(tool.address, tool.base.upper(), tool.key.upper(), await wire.knock())
+        answer = await wire.knock()
+    return [findings.of_provider(tool.address, tool.base.upper(), tool.key.upper(), answer)]
 
 
 async def _api(settings: Settings) -> list[Finding]:
-    judged = findings.of_readiness(settings.api_url, *await readiness(settings))
-    return judged + (await _stream(settings) if settings.secret else [])
+    ready = findings.of_readiness(settings.api_url, *await readiness(settings))
+    return [ready, await _stream(settings)] if settings.secret else [ready]
 
 
-async def _stream(settings: Settings) -> list[Finding]:
+async def _stream(settings: Settings) -> Finding:
     """Open a stream as browsers do: through the public URL, and the proxies before it."""
     await peer.check(settings)
     url = f"{settings.api_url}/api/{settings.tool}/events"
@@ -249,24 +249,16 @@ async def _stream(settings: Settings) -> list[Finding]:
     return findings.of_stream(url, status, first_byte_s, FIRST_BYTE_WITHIN_S)
 
 
-async def _files(_: Settings) -> list[Finding]:
-    return findings.of_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-
-
 Checks = Mapping[str, Callable[[Settings], Coroutine[Any, Any, list[Finding]]]]
 
 CHECKS: Checks = {
-    "versions": _versions,
-    "settings": _settings,
+    "genctl": _here,
     "postgresql": _database,
-    "endpoint": _endpoint,
     "listen": _listen,
     "migrations": _migrations,
     "sqs": _queues,
-    "tools": _tools,
     "workers": _workers,
     "provider": _provider,
     "api": _api,
-    "files": _files,
 }
 SENDING: Checks = {"send": _sending}  # it changes something, so only who is told to does it

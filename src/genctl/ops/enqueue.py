@@ -4,7 +4,8 @@ import asyncio
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import cycle, islice
 from secrets import token_hex
@@ -20,9 +21,9 @@ from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, Session, Status, meant
 from genctl.domain.orders import Order, change, check
 from genctl.edges.db import Database
-from genctl.edges.db_errors import DataRefusedError, LockedError
+from genctl.edges.db_errors import LockedError
 from genctl.edges.sqs import Queue, Sqs
-from genctl.enqueue import Enqueued, enqueue
+from genctl.enqueue import enqueue
 from genctl.ledger import AccountLockedError
 from genctl.services.scenarios import SCENARIOS, marked
 from genctl.tools import Tool
@@ -78,7 +79,7 @@ class EnqueueOptions(msgspec.Struct, frozen=True, kw_only=True):
             return
         if self.scenario not in SCENARIOS:
             told = f"there is no scenario {self.scenario!r}{meant(self.scenario, SCENARIOS)}"
-            raise _refused(told, "genctl simulator -h lists them")
+            raise _refused(told, "`genctl help scenarios` lists them")
         if self.sensitive:
             raise _refused("--sensitive and --scenario exclude each other", "--scenario sensitive is both")
         if tool.is_real:
@@ -110,9 +111,10 @@ class EnqueueOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise _refused(told, "repeat that command as it was, with --continue and the key")
 
     def _sum(self, drawn: str, tool: Tool) -> str:
-        who = (self.user, self.users, self.client_key)
-        what = (self.prompt, self.sensitive, self.scenario, self.model, self.cost, self.params)
-        return sha256(msgspec.json.encode([drawn, tool.name, *who, *what])).hexdigest()[:SUM]
+        same = msgspec.structs.replace(
+            self, count=0, grant=None, rate=None, wait=False, expect=None, key=None
+        )
+        return sha256(msgspec.json.encode([drawn, tool.name, same])).hexdigest()[:SUM]
 
     def dealt(self) -> Iterator[tuple[int, str]]:
         """Number the jobs from 1, each with the user who orders it."""
@@ -168,7 +170,8 @@ async def run(
     async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
         queue = await sqs.queue(settings.queue_of(tool.name))
         await traits.check(db, tool, [*islice(options.orders(tool), len(options.whose))])
-        many_jobs = ManyJobs(db, queue, tool, options, again, opening=credits.opening(settings))
+        key = options.key or (options.new_key(tool) if options.count > 1 else None)
+        many_jobs = ManyJobs(db, queue, tool, options, again, credits.opening(settings), key)
         await many_jobs.begin(note)
         try:
             owed = await many_jobs.order(began, advance)
@@ -188,56 +191,48 @@ async def run(
     return EnqueueResult(data, expected, owed)
 
 
+@dataclass
 class ManyJobs:
     """Order jobs in batches; know which are `sent`, and which another command has ordered `before`."""
 
-    def __init__(
-        self,
-        db: Database,
-        queue: Queue,
-        tool: Tool,
-        options: EnqueueOptions,
-        again: Callable[..., str],
-        *,
-        opening: int,
-    ) -> None:
-        self.sent: list[Session] = []
-        self.before: dict[int, UUID] = {}  # by number
-        self._db = db
-        self._queue = queue
-        self._tool = tool
-        self._options = options
-        self._again = again
-        self._opening = opening
-        self._key = options.key or (options.new_key(tool) if options.count > 1 else None)
+    db: Database
+    queue: Queue
+    tool: Tool
+    options: EnqueueOptions
+    again: Callable[..., str]
+    opening: int
+    key: str | None
+    sent: list[Session] = field(default_factory=list)
+    before: dict[int, UUID] = field(default_factory=dict)  # by number
 
     async def begin(self, note: Note) -> None:
         """Find what was ordered before, and grant credits. Raises GenctlError, exit 1 if they are short."""
-        options = self._options
+        options = self.options
         if options.key:
-            await self._find_ordered(options.key)
+            self.before = await self._ordered_before(options.key)
             note(f"{len(self.before):,} of {many(options.count, 'job')} were ordered before")
         if short := await self._short(options.grant or 0):
-            told = f"{short.message}; {self.so_far()}" if options.count > 1 else short.message
-            raise GenctlError(short.code, told, short.fix, exit_code=short.exit_code)
+            raise short
         if options.grant:
             try:
                 why = "genctl enqueue --grant"
-                await credits.grant(self._db, options.whose, options.grant, why, opening=self._opening)
+                await credits.grant(self.db, options.whose, options.grant, why, opening=self.opening)
             except AccountLockedError as error:
                 then = f"{error.fix} && {self.go_on()}"
                 raise AccountLockedError(error.user, error.message, then) from error
-        if self._key and not options.key:
+        if self.key and not options.key:
             note(f"if it stops, this goes on: {self.go_on()}")
 
     async def order(self, began: float, advance: Advance) -> str | None:
         """Order the jobs; return why messages are still owed. Raises GenctlError in the middle."""
-        rate, owed = self._options.rate, None
+        rate, owed = self.options.rate, None
         most = BATCH if rate is None else min(BATCH, max(1, int(rate / 10)))
-        rest = self._options.orders(self._tool, self._key, self.before)
+        rest = self.options.orders(self.tool, self.key, self.before)
         advance(len(self.before))
         while orders := list(islice(rest, most)):
-            made = await self._ordered(orders)
+            made = await enqueue(
+                orders, db=self.db, queue=self.queue, tool=self.tool.name, opening=self.opening
+            )
             self.sent += made.sessions
             owed = owed or made.owed
             advance(len(orders))
@@ -245,87 +240,61 @@ class ManyJobs:
                 await asyncio.sleep(max(0.0, began + len(self.sent) / rate - time.monotonic()))
         return owed
 
-    async def _ordered(self, orders: Sequence[Order]) -> Enqueued:
-        """Order a batch, without what another command with the same key orders meanwhile."""
-        tool, opening = self._tool.name, self._opening
-        while True:
-            try:
-                return await enqueue(orders, db=self._db, queue=self._queue, tool=tool, opening=opening)
-            except DataRefusedError:
-                there = await self._made_by([(o.user_id, o.idempotency_key or "") for o in orders])
-                if not there:
-                    raise
-                orders = [order for order in orders if order.idempotency_key not in there]
-                self.before |= _by_number(there)
-            if not orders:
-                return Enqueued([], None)
-
-    async def _find_ordered(self, key: str) -> None:
-        dealt = self._options.dealt()
+    async def _ordered_before(self, key: str) -> dict[int, UUID]:
+        dealt, found = self.options.dealt(), dict[int, UUID]()
         while some := list(islice(dealt, MOST_AT_ONCE)):
-            self.before |= _by_number(await self._made_by([(user, numbered(key, n)) for n, user in some]))
-
-    async def _made_by(self, keys: Sequence[tuple[str, str]]) -> dict[str, UUID]:
-        users, names = zip(*keys, strict=True)
-        rows = await self._db.rows("sessions_by_keys", users=list(users), keys=list(names))
-        return {row["idempotency_key"]: row["id"] for row in rows}
+            users, keys = [user for _, user in some], [numbered(key, n) for n, _ in some]
+            rows = await self.db.rows("sessions_by_keys", users=users, keys=keys)
+            found |= {int(row["idempotency_key"].rpartition("-")[2]): row["id"] for row in rows}
+        return found
 
     async def _short(self, granted: int) -> GenctlError | None:
         """Make the error that names who lacks most credits for all jobs that are left; None: they suffice."""
-        left = Counter(user for n, user in self._options.dealt() if n not in self.before)
+        left = Counter(user for n, user in self.options.dealt() if n not in self.before)
         left.subtract(session.user_id for session in self.sent)
-        price, users = self._options.price(self._tool), iter(left)
-        balances: dict[str, int] = {}
-        while some := list(islice(users, MOST_AT_ONCE)):
-            found = {row["user_id"]: row["balance"] for row in await self._db.rows("balances_of", users=some)}
-            balances |= {user: found.get(user, self._opening) + granted for user in some}
-        lacking = {u: left[u] * price - balances[u] for u in left if left[u] * price > balances[u]}
+        needed = {user: count * self.options.price(self.tool) for user, count in left.items()}
+        rows = await self.db.rows("balances_of", users=[*needed])
+        balances = dict.fromkeys(needed, self.opening + granted)
+        balances |= {row["user_id"]: row["balance"] + granted for row in rows}
+        lacking = {user: needed[user] - balances[user] for user in needed if needed[user] > balances[user]}
         if not lacking:
             return None
         user = max(lacking, key=lambda user: lacking[user])
         others = f"; {many(len(lacking) - 1, 'other user')} likewise" if len(lacking) > 1 else ""
-        told = f"user {user} has {balances[user]} credits and needs {left[user] * price}{others}"
+        told = f"user {user} has {balances[user]} credits and needs {needed[user]}{others}"
         fix = f"genctl credits grant --user {shlex.quote(user)} --amount {lacking[user]}"
         if others:
-            fix = self._again(grant=granted + lacking[user], **self._kept())
+            fix = self.again(grant=granted + lacking[user], key=self.key)
         elif self.sent or self.before:
             fix = f"{fix} && {self.go_on()}"
+        if self.key:
+            told = f"{told}; {self.so_far()}"
         return GenctlError("CreditsShort", told, fix, exit_code=1)
-
-    def _kept(self) -> dict[str, str]:
-        return {"key": self._key} if self._key and (self.sent or self.before) else {}
 
     def go_on(self) -> str:
         """Write the command that orders the rest."""
-        return self._again(grant=None, **({"key": self._key} if self._key else {}))
+        return self.again(grant=None, key=self.key)
 
     def so_far(self) -> str:
         """Say how many jobs were ordered."""
         done = len(self.before) + len(self.sent)
-        return f"{done:,} of {many(self._options.count, 'job')} were ordered"
+        return f"{done:,} of {many(self.options.count, 'job')} were ordered"
 
     async def stopped(self, error: GenctlError) -> GenctlError:
         """Make the error that also says how many jobs were ordered, and how to go on."""
-        if not self._key and not isinstance(error, LockedError):
+        if isinstance(error, LockedError):
+            return GenctlError(error.code, f"{error.message}; {self.so_far()}", self.go_on())
+        if not self.key:
             return error
-        told, fix, done = error.message, f"{error.fix}; then {self.go_on()}", self.so_far()
-        if error.code == "CreditsShort":  # it is about one batch
-            short = await self._short(0)
-            told, fix = (short.message, short.fix) if short else (told, self.go_on())
-        elif isinstance(error, LockedError):
-            fix = self.go_on()
-        else:  # the last batch may have been committed
-            done = f"at least {done}"
-        return GenctlError(error.code, f"{told}; {done}", fix, exit_code=error.exit_code)
+        if error.code == "CreditsShort" and (short := await self._short(0)):  # for all, not for one batch
+            return short
+        told = f"{error.message}; at least {self.so_far()}"  # the last batch may have been committed
+        return GenctlError(error.code, told, f"{error.fix}; then {self.go_on()}", exit_code=error.exit_code)
 
 
 def numbered(key: str, number: int) -> str:
     """Return the idempotency key of a job of many."""
     return f"{key}-{number}"
-
-
-def _by_number(ids: Mapping[str, UUID]) -> dict[int, UUID]:
-    return {int(key.rpartition("-")[2]): session_id for key, session_id in ids.items()}
 
 
 async def ended(db: Database, ids: Sequence[UUID]) -> list[Session]:

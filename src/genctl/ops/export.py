@@ -129,7 +129,7 @@ def _line(message: Message) -> bytes:
     found = {
         "messageId": message.message_id,
         "sentAt": rfc3339(message.sent_at),
-        "receiveCount": message.receive_count,
+        "receiveCount": message.system.receive_count,
         "attributes": message.sent,
         "body": message.body,
     }

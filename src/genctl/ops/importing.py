@@ -21,7 +21,7 @@ from genctl.domain.deadletters import Letter
 from genctl.domain.decide import read_job
 from genctl.domain.model import GenctlError, MalformedMessageError
 from genctl.edges.db import Database
-from genctl.edges.sqs_shapes import MAX_BYTES, Attribute, Message, Outgoing
+from genctl.edges.sqs_shapes import MAX_BYTES, Attribute, Message, Outgoing, System
 from genctl.ops.bulk import Errand, recorded
 from genctl.ops.dlq import opened
 from genctl.ops.sampling import Survey
@@ -183,8 +183,8 @@ def _numbered(number: int, line: bytes) -> Numbered:
         found = msgspec.json.decode(line, type=_Written)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         return Numbered(number, None, f"no message: {error}" if line.endswith(b"\n") else "it is cut short")
-    message = Message(found.message_id, "", found.body, found.attributes, found.receive_count, found.sent_at)
-    return Numbered(number, message)
+    system = System(found.receive_count, round(found.sent_at.timestamp() * 1000))
+    return Numbered(number, Message(found.message_id, "", found.body, found.attributes, system))
 
 
 def _said(message: Message, letter: Letter) -> Said:

@@ -95,8 +95,11 @@ async def copy_of(settings: Settings, events: Sequence[TraceEvent]) -> dict[str,
         raise GenctlError(
             "QueueSilent", f"we did not find the copy in it within {LOOK_S:g} s", "genctl doctor"
         ) from None
-    shown = ("message_id", "sent_at", "receive_count")
-    return next(({name: getattr(m, name) for name in shown} for m in seen if m.message_id == sent[-1]), None)
+    copy = next((message for message in seen if message.message_id == sent[-1]), None)
+    if copy is None:
+        return None
+    times = copy.system.receive_count
+    return {"message_id": copy.message_id, "sent_at": copy.sent_at, "receive_count": times}
 
 
 def traced(session: Session, found: Sequence[TraceHop]) -> dict[str, Any]:

@@ -26,7 +26,6 @@ CONNECT_TIMEOUT_S = 10.0
 MAX_RETRY_S = 30.0
 LONGEST_ASKED_S = 60.0  # that a server's `retry` makes us wait
 LARGEST_EVENT = 2**20  # characters
-OPENED = ""  # the pseudo-event of a new connection
 TELLING = {"failed", "done", "queued"}
 
 
@@ -72,8 +71,6 @@ async def follow(
             async with contextlib.aclosing(_events(address, reader)) as events:
                 async for seen in events:
                     made = True
-                    if seen.event == OPENED:
-                        continue
                     if seen.event == "ready":
                         note("connected")
                         if again:
@@ -105,7 +102,7 @@ def _note_standing(seen: Seen, note: Note, *, is_fresh: bool) -> bool:
 
 
 async def _events(address: StreamAddress, reader: EventReader) -> AsyncGenerator[Seen, None]:
-    """Yield one connection's events, once it is made OPENED. It ends with GoneError or GenctlError."""
+    """Yield one connection's events. It ends with GoneError or GenctlError."""
     url = f"{address.api_url}/api/{address.tool}/events"
     headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": reader.last_id} if reader.last_id else {})
     timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_S)
@@ -118,7 +115,6 @@ async def _events(address: StreamAddress, reader: EventReader) -> AsyncGenerator
             async with client.get(url, headers=headers, timeout=timeout, allow_redirects=False) as response:
                 _check(url, response)
                 opened = True
-                yield Seen(OPENED, None, None)
                 async for piece in response.content.iter_any():
                     for told in reader.read(piece):
                         yield Seen(told.name, told.id or None, _data(told.data))

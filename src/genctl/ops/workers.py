@@ -1,13 +1,11 @@
 """List the workers that live, and those of an older genctl that only the leases name."""
 
-from typing import Any, NamedTuple
-
-import msgspec
+from typing import NamedTuple
 
 from genctl import pace
 from genctl.base.settings import Settings
 from genctl.domain.pace import LIVE_S, Pace
-from genctl.domain.workers import WorkerSeen, is_older, older
+from genctl.domain.workers import OLDER, WorkerSeen, is_older
 from genctl.edges.db import Database
 from genctl.tools.found import Tools
 
@@ -27,18 +25,19 @@ async def look(db: Database, tools: Tools) -> Fleet:
     rows, strangers = await db.transact(
         ("workers", {"live_s": LIVE_S, "limit": MOST}), ("strangers", {"most": MOST_LEASES, "limit": MOST})
     )
-    known = [msgspec.convert(row, WorkerSeen) for row in rows]
+    paces = await pace.read(db)
+    shares = {tool: round(one.share, 3) for tool, one in paces.items() if one.share is not None}
+    found = [WorkerSeen(**row, rate_share=shares.get(row["tool"])) for row in rows]
     named = {
         row["worker"]: next((tool.name for tool in tools if tool.serves(row["model"])), "unknown")
         for row in strangers
         if is_older(row["worker"])
     }
-    unknown = [older(worker, tool) for worker, tool in named.items()]
-    return Fleet(sorted(known + unknown, key=lambda one: one.tool), await pace.read(db))
+    found += [WorkerSeen(worker=worker, tool=tool, why=OLDER) for worker, tool in named.items()]
+    return Fleet(sorted(found, key=lambda one: one.tool), paces)
 
 
-async def shown(settings: Settings) -> list[dict[str, Any]]:
-    """Return a row for each worker, as `genctl workers` prints it. Raises GenctlError."""
+async def shown(settings: Settings) -> list[WorkerSeen]:
+    """Return the workers as `genctl workers` prints them. Raises GenctlError."""
     async with Database.open(settings.dsn(), size=1) as db:
-        found = await look(db, Tools.of(settings))
-    return [worker.shown(found.paces.get(worker.tool)) for worker in found.workers]
+        return (await look(db, Tools.of(settings))).workers

@@ -42,11 +42,13 @@ log = structlog.stdlib.get_logger()
 class BridgeLook:
     """Hold a query that is under way: for whom it asks, and about which of them no NOTIFY spoke."""
 
-    def __init__(self, wanting: dict[str, list[OpenStream]], unannounced: set[str], epoch: int) -> None:
+    def __init__(
+        self, wanting: dict[str, list[OpenStream]], unannounced: set[str], epoch: int, *, proves: bool
+    ) -> None:
         self.wanting = wanting
         self.unannounced = unannounced
-        self.is_proof = False  # its answer proves that the listener lives
         self.epoch = epoch
+        self.proves = proves  # the listener is asked, whose answer proves that it lives
         self.began_ns = time.time_ns()
         self.asked = [{"user_id": user, "after": _read_up_to(streams)} for user, streams in wanting.items()]
 
@@ -166,8 +168,7 @@ class Bridge:
     def _heard(self, notices: list[listener.Heard]) -> None:
         """Look at the users who have a stream here."""
         self.metrics.notified.inc(len(notices))
-        with lines.LinesTogether():
-            users = [user for notice in notices if (user := self._meant(notice))]
+        users = [user for notice in notices if (user := self._meant(notice))]
         self._want(users)
 
     def _meant(self, notice: listener.Heard) -> str | None:
@@ -214,7 +215,7 @@ class Bridge:
             if one and one.is_asked and now - one.asked_at > listener.PROBE_S:
                 one.cut()
             elif one and not self._look and now - (self._proven_at or 0.0) >= listener.PROBE_S:
-                self._begin(BridgeLook({}, set(), self._epoch))
+                self._begin({}, set())  # about nobody
             self._judge()
 
     def _prove(self) -> None:
@@ -267,26 +268,23 @@ class Bridge:
             if wanting:
                 backstopped = self._unannounced & wanting.keys()
                 self._unannounced -= backstopped  # now: a NOTIFY that comes meanwhile is for the next look
-                self._begin(BridgeLook(wanting, backstopped, self._epoch))
+                self._begin(wanting, backstopped)
         if not self._look and not self._pause:
             self._look_trouble = None  # there is nobody here who could miss anything
             self._judge()
 
-    def _begin(self, look: BridgeLook) -> None:
-        self._look = look
+    def _begin(self, wanting: dict[str, list[OpenStream]], unannounced: set[str]) -> None:
         one = self._listener
-        look.is_proof = one is not None and (one.may_ask or not look.wanting)
-        if one and not look.wanting:
-            one.probe(lambda answer: self._answered(answer if isinstance(answer, GenctlError) else []))
-            return
-        self.metrics.looks.inc()
-        if one and one.may_ask:
+        look = self._look = BridgeLook(wanting, unannounced, self._epoch, proves=one is not None)
+        if wanting:
+            self.metrics.looks.inc()
+        if one:
             one.ask([msgspec.json.encode(look.asked), b"%d" % feeds.PAGE], self._answered)
         else:
             self._asking = asyncio.get_running_loop().create_task(self._ask_by_the_pool(look))
 
     async def _ask_by_the_pool(self, look: BridgeLook) -> None:
-        """Ask while there is no listener, or one whose role may not ask."""
+        """Ask while there is no listener."""
         answer: listener.Answer
         try:
             rows = await self.db.rows("changes", asked=as_json(look.asked), limit=feeds.PAGE)
@@ -304,20 +302,19 @@ class Bridge:
             self._failed(look, answer)
             return
         self._look_trouble = None
-        if look.is_proof:
+        if look.proves:
             self._prove()
         if look.epoch == self._epoch:
             self._behind.difference_update(look.wanting)
-        with lines.LinesTogether():
-            for user, found in feeds.by_user(answer).items():
-                here = self.feeds.of.get(user, ())
-                streams = [stream for stream in look.wanting[user] if stream in here]
-                if user in look.unannounced and self._listen_dsn and (lost := feeds.late(found, streams)):
-                    self.metrics.backstop_found.inc(len(lost))
-                    log.warning("sse.backstop.found", changes=len(lost), userId=user)
-                self.feeds.give(user, streams, found, look.began_ns)
-                if not found.is_all:
-                    self._due[user] = None
+        for user, found in feeds.by_user(answer).items():
+            here = self.feeds.of.get(user, ())
+            streams = [stream for stream in look.wanting[user] if stream in here]
+            if user in look.unannounced and self._listen_dsn and (lost := feeds.late(found, streams)):
+                self.metrics.backstop_found.inc(len(lost))
+                log.warning("sse.backstop.found", changes=len(lost), userId=user)
+            self.feeds.give(user, streams, found, look.began_ns)
+            if not found.is_all:
+                self._due[user] = None
         self._look = None  # only now: one look is for all that has become due meanwhile
         if self._due:
             self._next()

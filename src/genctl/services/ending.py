@@ -13,7 +13,7 @@ from genctl.base import children
 from genctl.domain.model import GenctlError
 from genctl.pipeline import Pipeline
 from genctl.services.hands import Taken
-from genctl.services.processes import Forked
+from genctl.services.processes import LET_GO
 
 TELL_EVERY_S = 10.0  # while a stop waits
 TOLD = 20  # sessions or messages in a line of the log
@@ -35,7 +35,7 @@ class Ending:
         aside: Sequence[Taken],
         *,
         grace_s: float,
-        forked: Forked | None,
+        is_forked: bool,
         changed: Callable[[], object],
     ) -> None:
         """Take the worker's jobs and what it has set aside. `changed` hears of the first signal."""
@@ -45,7 +45,7 @@ class Ending:
         self._aside = aside
         self._grace_s = grace_s
         self._grace_ends = float("inf")  # monotonic
-        self._forked = forked
+        self._is_forked = is_forked
         self._tell_changed = changed
         self._ending: asyncio.Task[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
@@ -56,6 +56,8 @@ class Ending:
             if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:  # as nohup ignores it
                 continue
             asyncio.get_running_loop().add_signal_handler(number, self._stop, receiver)
+        if self._is_forked:
+            asyncio.get_running_loop().add_signal_handler(LET_GO, self._stop_now, receiver)
 
     def let_go(self) -> None:
         """Cancel all jobs; each gives its session back, or lets its call go."""
@@ -66,19 +68,20 @@ class Ending:
         if self._ending:
             self._ending.cancel()
 
+    def _stop_now(self, receiver: asyncio.Task[None]) -> None:
+        receiver.cancel()
+        self.let_go()
+        asyncio.get_running_loop().call_later(NOW_S, self._leave)
+
     def _stop(self, receiver: asyncio.Task[None]) -> None:
-        loop = asyncio.get_running_loop()
         if self.is_told:
-            if self._forked and self._forked.repeats:
-                return
-            receiver.cancel()
-            self.let_go()
-            loop.call_later(NOW_S, self._leave)
+            if not self._is_forked:
+                self._stop_now(receiver)
             return
         self.is_told = True
         self._tell_changed()
         self._grace_ends = time.monotonic() + self._grace_s
-        loop.call_later(self._grace_s, self.let_go)
+        asyncio.get_running_loop().call_later(self._grace_s, self.let_go)
         self._ending = asyncio.create_task(self._end_in_time())
         cancel(self._pipeline.unsent())
         self._tell("worker.stopping", graceS=self._grace_s)

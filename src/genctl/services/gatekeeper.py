@@ -242,7 +242,7 @@ def _reason(was: Breaker, result: Success | Failure) -> str:
     came = f"{result.code} ({result.category})" if isinstance(result, Failure) else "an image"
     if was.phase is Phase.PROBING:
         return f"a probe brought {came}"
-    return f"{was.in_a_row + 1} calls in a row failed, the last with {came}"
+    return f"{len(was.failures) + 1} calls in a row failed, the last with {came}"
 
 
 def _tell(found: Gate, was: Gate) -> None:

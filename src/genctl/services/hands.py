@@ -113,7 +113,7 @@ class Hands:
         if time.monotonic() < self._alone_until or many <= self._share:
             return False
         ours = [taken.message for taken in self._jobs.values() if taken.message]
-        groups = Counter([one.group for one in (*ours, *more) if one.group])
+        groups = Counter([group for one in (*ours, *more) if (group := one.system.group)])
         unknown = many - len(self.aside) - groups.total()
         return bool(self.aside) or max(groups.values(), default=0) + unknown > self._share
 

@@ -1,6 +1,7 @@
 """Write one open SSE response, as the protocol of its connection: it has no task and no timer of its own."""
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ ROOM = 256  # events that wait in one backlog; while it is full the bridge does 
 PIECE_BYTES = 32 * 1024  # of one write
 MAX_AGE_S = (2700.0, 3600.0)
 RETRY_MS = (1000, 3000)
-SLOT_S = 0.25  # of the wheel
+WRITE_TIMEOUT_S = 10.0
 
 
 class OpenStream(asyncio.Protocol):
@@ -31,8 +32,8 @@ class OpenStream(asyncio.Protocol):
 
     __slots__ = (
         "_beat_at", "_chunked", "_ends_at", "_has_vouched", "_is_open", "_last_id", "_opened_on", "_streams",
-        "_told_stale", "backlog", "is_over", "last", "ready", "release", "slot", "stuck_at", "token", "tool",
-        "transport", "user",
+        "_told_stale", "backlog", "due_at", "is_over", "last", "ready", "release", "stuck_at", "token",
+        "tool", "transport", "user",
     )  # fmt: skip
 
     def __init__(
@@ -46,7 +47,6 @@ class OpenStream(asyncio.Protocol):
         self.is_over = False  # it ends after its backlog, and its client comes back
         self.backlog = sse.Backlog(ROOM)
         now, self._opened_on = time.monotonic(), time.time()
-        self.slot = 0  # of the wheel
         self.stuck_at = 0.0  # since then the client takes nothing; 0: it does
         self._streams = streams
         self._chunked = chunked
@@ -56,6 +56,7 @@ class OpenStream(asyncio.Protocol):
         self._has_vouched = False  # by `ready`
         self._beat_at = now + HEARTBEAT_S
         self._ends_at = now + min(token.expires_at - self._opened_on, random.uniform(*MAX_AGE_S))  # noqa: S311 - jitter
+        self.due_at = min(self._beat_at, self._ends_at)  # its next turn
 
     def begin(self, transport: asyncio.Transport, release: Callable[[], None], *, reset: bool) -> None:
         """Take over the connection, and call `release` once it has ended.
@@ -67,7 +68,6 @@ class OpenStream(asyncio.Protocol):
         if reset:
             first += sse.event("reset", {"reason": "this event id is not known"}).text
         self._write(first)
-        self._streams.wheel.put(self, min(self._beat_at, self._ends_at))
 
     def meet(self, head: int) -> None:
         """Learn the newest version of its user: without a cursor the stream begins there.
@@ -128,15 +128,21 @@ class OpenStream(asyncio.Protocol):
             self._told_stale = not freshness.fresh
             self._write(sse.heartbeat(self._last_id, freshness))
 
-    def turn(self, now: float) -> None:
-        """Do what is due by now."""
-        if not self._is_open or now >= self._ends_at:
+    def turn(self, now: float) -> bool:
+        """Do what is due by now; False once the client has taken nothing for too long."""
+        if self.stuck_at and now >= self.stuck_at + WRITE_TIMEOUT_S:
+            return False
+        if now >= self._ends_at:
             self.end()
-            return
-        if now >= self._beat_at:
+        elif now >= self._beat_at:
             self._beat_at = now + HEARTBEAT_S
             self.beat()
-        self._streams.wheel.put(self, min(self._beat_at, self._ends_at))
+        self.due_at = self._next_turn()
+        return True
+
+    def _next_turn(self) -> float:
+        own = min(self._beat_at, self._ends_at) if self._is_open else math.inf
+        return min(own, self.stuck_at + WRITE_TIMEOUT_S) if self.stuck_at else own
 
     def end(self, last: bytes = b"") -> None:
         """Write a last event and close; Streams cuts a client that does not take it in time."""
@@ -146,7 +152,6 @@ class OpenStream(asyncio.Protocol):
             self._write(last)
         self._is_open = False
         self._streams.bridge.leave(self)
-        self._streams.wheel.drop(self)
         if self._chunked:
             self.transport.write(b"0\r\n\r\n")
         self.transport.close()
@@ -168,41 +173,15 @@ class OpenStream(asyncio.Protocol):
         """Note that the client does not take what we write."""
         if not self.stuck_at:
             self.stuck_at = time.monotonic()
-            self._streams.stuck.add(self)
+            self.due_at = self._next_turn()
 
     def resume_writing(self) -> None:
         """Go on: the client has taken most of it."""
         if self._is_open:
             self.stuck_at = 0.0
-            self._streams.stuck.discard(self)
             self.flush()
 
     def connection_lost(self, _: Exception | None) -> None:
         """Leave: the client has gone, or was cut off."""
         self._is_open = False
         self._streams.left(self)
-
-
-class Wheel:
-    """Keep streams by the moment at which each has something to do: one timer turns for all."""
-
-    def __init__(self) -> None:
-        self._slots: dict[int, set[OpenStream]] = {}
-        self._turned = int(time.monotonic() / SLOT_S)
-
-    def put(self, stream: OpenStream, at: float) -> None:
-        """Give a stream its turn at this moment (monotonic), or just after."""
-        stream.slot = max(int(at / SLOT_S), self._turned) + 1
-        self._slots.setdefault(stream.slot, set()).add(stream)
-
-    def drop(self, stream: OpenStream) -> None:
-        """Take a stream's turn away."""
-        if of_slot := self._slots.get(stream.slot):
-            of_slot.discard(stream)
-            if not of_slot:
-                del self._slots[stream.slot]
-
-    def due(self, now: float) -> list[OpenStream]:
-        """Take out the streams whose moment has come."""
-        since, self._turned = self._turned, int(now / SLOT_S)
-        return [one for slot in range(since + 1, self._turned + 1) for one in self._slots.pop(slot, ())]

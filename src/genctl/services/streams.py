@@ -2,7 +2,7 @@
 
 A stream writes what the bridge puts into its backlog, and a heartbeat every 15 s. It ends when the client
 leaves, its token ends, the client is too slow, the stream is too old, its user has opened newer ones, or the
-server goes down. One wheel turns for all streams.
+server goes down. One timer turns for all streams.
 """
 
 import asyncio
@@ -17,10 +17,10 @@ from genctl.domain import sse
 from genctl.services.bridge import Bridge
 from genctl.services.connections import ServedConnection
 from genctl.services.metrics import Metrics
-from genctl.services.stream import SLOT_S, OpenStream, Wheel
+from genctl.services.stream import OpenStream
 from genctl.tools import Tool
 
-WRITE_TIMEOUT_S = 10.0
+TURN_S = 0.25
 REPLACED_RETRY_MS = (30_000, 60_000)  # else a browser with too many streams would close one with the other
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -39,13 +39,11 @@ class Streams:
         self.bridge = bridge
         self.metrics = metrics
         self.per_user = per_user
-        self.wheel = Wheel()
-        self.stuck: set[OpenStream] = set()  # the streams whose clients take nothing
         self._open: set[OpenStream] = set()
         self._stopping = False
 
     async def run(self) -> None:
-        """Feed the streams and turn the wheel until cancelled."""
+        """Feed the streams and give them their turns until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.bridge.run())
             tasks.create_task(self._turn())
@@ -90,8 +88,6 @@ class Streams:
         stream.release()
         self.metrics.streams.dec()
         self.bridge.leave(stream)
-        self.wheel.drop(stream)
-        self.stuck.discard(stream)
 
     async def stop(self, within_s: float) -> None:
         """Say `bye` on every stream and end it; cut those that we cannot write to."""
@@ -106,14 +102,13 @@ class Streams:
 
     async def _turn(self) -> None:
         while True:
-            await asyncio.sleep(SLOT_S)
+            await asyncio.sleep(TURN_S)
             now = time.monotonic()
-            for stream in self.wheel.due(now):
-                stream.turn(now)
-            for stream in [one for one in self.stuck if now - one.stuck_at > WRITE_TIMEOUT_S]:
-                log.warning("sse.stream.slow", userId=stream.user)
-                stream.abort()
-                self.metrics.slow.inc()
+            for stream in [one for one in self._open if now >= one.due_at]:
+                if not stream.turn(now):
+                    log.warning("sse.stream.slow", userId=stream.user)
+                    stream.abort()
+                    self.metrics.slow.inc()
 
 
 _BYE = sse.event("bye", {"reason": "the server is going down"}).text

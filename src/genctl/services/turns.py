@@ -20,12 +20,9 @@ from genctl.domain.pace import (
     AHEAD_S,
     SOON_S,
     STEADY_S,
-    WAY_S,
     WINDOW_S,
-    Dealt,
     Pace,
     Recent,
-    ServerClock,
     Stock,
     a_minute,
     plain,
@@ -78,7 +75,6 @@ class Turns:
         self._tell_changed = changed
         self._read_at = -math.inf  # monotonic
         self._paused_until = -math.inf  # monotonic; a time that the provider named
-        self._clock = ServerClock()
         self._stock = Stock()
         self._recent = Recent()
         self._calling = set[asyncio.Task[Any]]()
@@ -132,7 +128,7 @@ class Turns:
             return None
         if self.pace.rate is None:
             return 0.0
-        self._stock = self._stock.fresh(now)
+        self._stock.drop(now)
         return self._stock.wait_s(now)
 
     def _has_slot(self, now: float) -> bool:
@@ -146,8 +142,8 @@ class Turns:
     def _begin(self) -> Hear:
         now, task = time.monotonic(), asyncio.current_task()
         if self.pace and self.pace.rate is not None:
-            self._stock = self._stock.took()
-        self._recent.count(now, began=1)
+            self._stock.take()
+        self._recent.count(now, "began")
         self._moved_at = now
         if task:  # it is a job, and makes one call at a time
             self._calling.add(task)
@@ -171,7 +167,7 @@ class Turns:
         """Keep what an answer says of the pace, and heed it here at once."""
         now = time.monotonic()
         refused = isinstance(result, Failure) and result.category is Category.RATE_LIMIT
-        self._recent.count(now, refused=int(refused), took=int(not refused))
+        self._recent.count(now, "refused" if refused else "took")
         if isinstance(result, Success) or result.fatal:
             return
         if refused:
@@ -192,11 +188,11 @@ class Turns:
     @property
     def calls_a_minute(self) -> int:
         """Count the calls of the last minute."""
-        return self._recent.began(time.monotonic())
+        return self._recent.within(time.monotonic(), "began")
 
     def expect(self) -> None:
         """Note that a job has come, which will want a turn."""
-        if self.pace and self.pace.rate is not None and self._stock.left < self._unsent():
+        if self.pace and self.pace.rate is not None and len(self._stock) < self._unsent():
             self._wake.set()
 
     def room(self, waiting: int, most: int) -> int:
@@ -220,8 +216,8 @@ class Turns:
         if self.pace.max_in_flight is not None:
             most = max(0, self._slots - len(self._calling))
         if self.pace.share is not None:
-            self._stock = self._stock.fresh(now)
-            most = min(most, max(int(soon_s * self.pace.share / 60), self._stock.left))
+            self._stock.drop(now)
+            most = min(most, max(int(soon_s * self.pace.share / 60), len(self._stock)))
         return most
 
     @property
@@ -285,18 +281,15 @@ class Turns:
 
     async def _look(self) -> None:
         now = time.monotonic()
-        self._stock = self._stock.fresh(now)
-        doubt_s = self._clock.doubt_s(now)
-        want = self._want(now) if math.isfinite(doubt_s) else 0
-        idle, hold_s = self._stock.idle, self._hold_s
-        unused = idle if idle.unused_s else Dealt()
-        if unused.count:
-            self._stock = Stock(self._stock.deals[:-1])
-        limited, calls = bool(self.pace and self.pace.max_in_flight is not None), len(self._calling)
+        self._stock.drop(now)
+        want, hold_s, calls = self._want(now), self._hold_s, len(self._calling)
+        unused_s = 0.0 if self._stock else self._stock.unused_s
+        ask = pace.Ask(want, calls, self._stock.end, unused_s, hold_s)
+        limited = bool(self.pace and self.pace.max_in_flight is not None)
+        locks = bool(want or unused_s or hold_s or limited or self.pace is None)
+        if unused_s:
+            self._stock = Stock()
         self._slots = min(self._slots, calls)  # until the answer is here, as the others may get the rest
-        slack_s = WINDOW_S + WAY_S + (doubt_s if want else 0.0)
-        ask = pace.Ask(want, slack_s, calls, unused, hold_s)
-        locks = bool(want or unused.count or hold_s or limited or self.pace is None)
         asked_at = time.monotonic()
         dealt = await pace.deal(self._db, self._tool, self._worker, ask, locks=locks)
         now = time.monotonic()
@@ -311,25 +304,20 @@ class Turns:
         if self.trouble:
             self._moved_at = now
         self.pace, self._read_at, self.trouble = dealt.pace, now, None
-        self._clock = self._clock.heard(asked_at, dealt.pace.read_at.timestamp(), now)
         self._slots = dealt.pace.part or 0
         if dealt.turns:
             self._is_wanted = False
-            first_at = self._clock.surely(dealt.first_at.timestamp())
-            self._stock = self._stock.with_(
-                Dealt(
-                    first_at=first_at,
-                    interval_s=dealt.interval_s,
-                    count=dealt.turns,
-                    end=dealt.pace.next_at,
-                )
-            )
+            in_s = (dealt.first_at - dealt.pace.read_at).total_seconds()
+            # the database looked at its clock between these two
+            until = asked_at + dealt.waited_s + in_s + WINDOW_S
+            end = dealt.pace.next_at
+            self._stock.add(dealt.turns, now + in_s, until, interval_s=dealt.interval_s, end=end)
 
     async def _teach(self, found: Pace, now: float) -> None:
         lesson, self._lesson = self._lesson, None
         if lesson:
-            began_s, lately = now - lesson.began_at, self._recent.began(now, 10) * 6
-            took, refused = self._recent.took(now), self._recent.refused(now)
+            began_s, lately = now - lesson.began_at, self._recent.within(now, "began", 10) * 6
+            took, refused = self._recent.took(now), self._recent.within(now, "refused")
             if learnt := found.lowered(began_s=began_s, took=took, refused=refused, calls_a_minute=lately):
                 await self._turn(found, learnt, lesson.code)
         elif raised := found.raised():
@@ -343,25 +331,25 @@ class Turns:
 
     async def leave(self) -> None:
         """Give back the turns that we leave unused. Raises GenctlError."""
-        last = self._stock.deals[-1] if self._stock.deals else Dealt()
-        self._stock = Stock()
-        if last.unused_s:
+        stock, self._stock = self._stock, Stock()
+        if stock.unused_s:
+            ask = pace.Ask(ended=stock.end, unused_s=stock.unused_s)
             async with asyncio.timeout(LEAVE_S):
-                await pace.deal(self._db, self._tool, self._worker, pace.Ask(unused=last), locks=True)
+                await pace.deal(self._db, self._tool, self._worker, ask, locks=True)
 
     def _want(self, now: float) -> int:
         """Count the turns that we lack, for jobs in our hands and those that we foresee."""
         if self.pace is None or self.pace.rate is None or self._paused_until - now > AHEAD_S:
             return 0
-        foreseen = math.ceil(self._recent.began(now, NOTED_S) / NOTED_S * SPARE)
-        return max(0, max(self._unsent(), foreseen, int(self._is_wanted)) - self._stock.left)
+        foreseen = math.ceil(self._recent.within(now, "began", NOTED_S) / NOTED_S * SPARE)
+        return max(0, max(self._unsent(), foreseen, int(self._is_wanted)) - len(self._stock))
 
     def _lacks(self, jobs: int) -> bool:
         """Tell whether so many jobs lack turns or calls at once."""
         if self.pace is None:
             return True
         lacks_slots = self.pace.max_in_flight is not None and self._slots <= len(self._calling)
-        return jobs > 0 and (lacks_slots or (self.pace.rate is not None and self._stock.left < jobs))
+        return jobs > 0 and (lacks_slots or (self.pace.rate is not None and len(self._stock) < jobs))
 
     async def _change(self, timeout_s: float) -> None:
         self._changed.clear()

@@ -13,11 +13,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from genctl.base.hidden import hide
 from genctl.domain.model import GenctlError
 from genctl.edges.db_errors import (
+    NO_ACCOUNT,
     ConflictError,
     DatabaseGoneError,
     DataRefusedError,
     LockedError,
-    NoAccountError,
 )
 from genctl.services.metrics import Metrics
 from genctl.services.site import Front
@@ -154,7 +154,7 @@ async def answer_error(request: Request, error: Exception) -> Response:
         headers["Retry-After"] = "2"
     if isinstance(error, DataRefusedError):
         log.warning("api.refused", error=error.message, fix=error.fix)
-        why = "you have no account here yet" if isinstance(error, NoAccountError) else "this cannot be stored"
+        why = "you have no account here yet" if error.code == NO_ACCOUNT else "this cannot be stored"
         told = {"code": error.code, "message": why, "fix": ""}
     return answer({"error": told}, status, headers)
 

@@ -67,9 +67,9 @@ class Worker:
         concurrency: int,
         grace_s: float,
         until: Until,
-        forked: Forked | None = None,
+        is_forked: bool = False,
     ) -> None:
-        """Take the parts; `metrics` are the pipeline's meters, `forked` joins it to a parent."""
+        """Take the parts; `metrics` are the pipeline's meters."""
         self.pipeline = pipeline
         # a job makes one call at a time, so the limit of calls is one of jobs
         self.concurrency = min(concurrency, settings.max_in_flight or concurrency)
@@ -95,7 +95,12 @@ class Worker:
         self.hands = Hands(pipeline, self._jobs, share=self.concurrency if self._counts else share)
         self.keeper = Keeper(pipeline, self._jobs, self.hands.aside)
         self.ending = Ending(
-            pipeline, self._jobs, self.hands.aside, grace_s=grace_s, forked=forked, changed=self._changed.set
+            pipeline,
+            self._jobs,
+            self.hands.aside,
+            grace_s=grace_s,
+            is_forked=is_forked,
+            changed=self._changed.set,
         )
         who = {"worker": pipeline.worker, "tool": pipeline.tool.name}
         self._turns = Turns(
@@ -420,7 +425,7 @@ async def serve(
             concurrency=concurrency,
             grace_s=grace_s,
             until=until,
-            forked=forked,
+            is_forked=forked is not None,
         )
         await worker.presence.note()  # so that a role without the rights fails now
         async with _shown(worker, metrics_port, forked), asyncio.TaskGroup() as side:

@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from itertools import groupby
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,52 +39,32 @@ def load(
 def sound(points: Iterable[EntryPoint]) -> "Tools":
     """Load the tools behind the entry points; ours first, so that we refuse whichever overlaps it."""
     tools, troubles = dict[str, Tool](), dict[str, str]()
-    ranked = sorted(points, key=lambda point: (_package(point) != OURS, point.name, _package(point)))
-    for name, same in groupby(sorted(ranked, key=lambda point: point.name), attrgetter("name")):
-        if len(those := {_package(point): point for point in same}) > 1:
-            troubles[name] = f"two packages bring it: {' and '.join(those)}; uninstall one"
-    for point in ranked:
-        if point.name in troubles or point.name in tools:
+    packages = dict[str, dict[str, EntryPoint]]()
+    for point in points:
+        packages.setdefault(point.name, {})[point.dist.name if point.dist else "of no name"] = point
+    for name, those in sorted(packages.items(), key=lambda item: (OURS not in item[1], item[0])):
+        if len(those) > 1:
+            troubles[name] = f"two packages bring it: {' and '.join(sorted(those))}; uninstall one"
             continue
-        tool, why = _loaded(point)
-        if why := why or (_trouble(tool, tools) if tool else ""):
-            troubles[point.name] = f"{why} (package {_package(point)})"
-        elif tool:
-            tools[point.name] = tool
+        ((package, point),) = those.items()
+        try:
+            tool = point.load()
+            why = next((why for look in LOOKS for why in look(tool, point, tools)), "")
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a foreign module, and its parts, may raise anything
+            said = " ".join(str(error).split())[:200]
+            why = f"{point.value} cannot be used: {type(error).__name__}{f': {said}' if said else ''}"
+        if why:
+            troubles[name] = f"{why} (package {package})"
+        else:
+            tools[name] = tool
     return Tools(tools, troubles)
 
 
-def _package(point: EntryPoint) -> str:
-    return point.dist.name if point.dist else "of no name"
-
-
-def _loaded(point: EntryPoint) -> tuple[Tool | None, str]:
-    try:
-        tool = point.load()
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a foreign module may raise anything
-        return None, f"{point.value} cannot be loaded: {_said(error)}"
+def _names(tool: Any, point: EntryPoint, _: object) -> Iterator[str]:
     if not isinstance(tool, Tool):
-        return None, f"{point.value} is no genctl.tools.Tool"
+        yield f"{point.value} is no genctl.tools.Tool"
     if tool.name != point.name:
-        return None, f"its entry point is called {point.name}, and the tool itself {tool.name}"
-    return tool, ""
-
-
-def _said(error: BaseException) -> str:
-    """Write an exception of foreign code in one line."""
-    said = " ".join(str(error).split())[:200]
-    return f"{type(error).__name__}{f': {said}' if said else ''}"
-
-
-def _trouble(tool: Tool, others: Mapping[str, Tool]) -> str:
-    """Say why we cannot use a tool beside the others; its parts may have any type."""
-    try:
-        return next((why for look in LOOKS for why in look(tool, others)), "")
-    except Exception as error:  # noqa: BLE001 - its parts may raise anything
-        return f"it is not made as a Tool is: {_said(error)}"
-
-
-def _names(tool: Any, _: object) -> Iterator[str]:
+        yield f"its entry point is called {point.name}, and the tool itself {tool.name}"
     try:
         values.as_tool(tool.name)
     except ValueError as error:
@@ -97,7 +75,7 @@ def _names(tool: Any, _: object) -> Iterator[str]:
         yield f"it brings {tool.brings!r}, and must bring url or bytes"
 
 
-def _models(tool: Any, _: object) -> Iterator[str]:
+def _models(tool: Any, *_: object) -> Iterator[str]:
     if not isinstance(tool.models, tuple):
         yield f"its models are {tool.models!r}, and must be a tuple of patterns"
     for pattern in tool.models:
@@ -108,7 +86,7 @@ def _models(tool: Any, _: object) -> Iterator[str]:
         yield f"its default model {tool.default_model!r} matches none of its patterns {patterns}"
 
 
-def _params(tool: Any, _: object) -> Iterator[str]:
+def _params(tool: Any, *_: object) -> Iterator[str]:
     if not issubclass(tool.params, Params):
         yield "its parameters are no kind of genctl.tools.Params"
     try:
@@ -120,7 +98,7 @@ def _params(tool: Any, _: object) -> Iterator[str]:
             yield f"its parameter {field.encode_name} is what every order has already"
 
 
-def _patterns(tool: Tool, _: object) -> Iterator[str]:
+def _patterns(tool: Tool, *_: object) -> Iterator[str]:
     provider = tool.provider
     says = (rule.says for rule in provider.rules)
     for shape in (provider.key_shape, provider.envelope.id_shape, provider.envelope.code_shape, *says):
@@ -130,7 +108,7 @@ def _patterns(tool: Tool, _: object) -> Iterator[str]:
             yield f"its provider's pattern {shape!r} cannot be read: {error}"
 
 
-def _settings(tool: Tool, others: Mapping[str, Tool]) -> Iterator[str]:
+def _settings(tool: Tool, _: object, others: Mapping[str, Tool]) -> Iterator[str]:
     keys = {entry.key for entry in tool.settings}
     for key in (tool.base, tool.key, tool.models_setting):
         if key and key not in keys:
@@ -147,7 +125,7 @@ def _settings(tool: Tool, others: Mapping[str, Tool]) -> Iterator[str]:
             yield f"the default of its setting {ours.key} is {ours.default!r}, and must be {error}"
 
 
-def _overlaps(tool: Tool, others: Mapping[str, Tool]) -> Iterator[str]:
+def _overlaps(tool: Tool, _: object, others: Mapping[str, Tool]) -> Iterator[str]:
     for other in others.values():
         for ours in tool.models:
             for theirs in other.models:
@@ -184,7 +162,7 @@ class Tools(msgspec.Struct, frozen=True):
         more = {
             name: f"{why} (setting {tool.models_setting.upper()})"
             for name, tool in bound.items()
-            if (why := next(_overlaps(tool, unbound.by_name), ""))
+            if (why := next(_overlaps(tool, None, unbound.by_name), ""))
         }
         usable = {name: tool for name, tool in bound.items() if name not in more}
         return cls(usable, unbound.troubles | more)

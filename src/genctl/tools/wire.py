@@ -6,7 +6,8 @@ It never tries again: providers have no idempotency key, and a hidden retry woul
 import io
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Self
 
@@ -179,33 +180,26 @@ class Classifier:
         self, provider: Provider, *, verdicts: Sequence[str] = (), others: Sequence[Rule] = ()
     ) -> None:
         """Take what classify() takes beside an answer."""
-        self._provider = provider
-        self._verdicts = verdicts
-        self._others = others
+        self._key_shape = provider.key_shape
+        self._classify = partial(classify, provider=provider, verdicts=verdicts, others=others)
         own = provider.envelope
-        heard = {*own.headers, *own.code_headers, *GENERIC.headers, *GENERIC.code_headers, "retry-after"}
-        self._heard = sorted(heard)
-        self._known: dict[tuple[object, ...], Failure] = {}
+        self._heard = sorted({*own.headers, *own.code_headers, *GENERIC.headers, *GENERIC.code_headers})
+        self._remembered = lru_cache(REMEMBERED)(self._refused)
 
     def __call__(self, answer: Answer | NoAnswer, *, now: datetime) -> Success | Failure:
         """Return what classify() and without_secrets() make of the answer."""
-        if isinstance(answer, NoAnswer):
-            return self._fresh(answer, now)
-        key = (answer.status, answer.body, *map(answer.headers.get, self._heard))
-        if known := self._known.get(key):
-            return known
-        result = self._fresh(answer, now)
         # the time counts for what a wait or an image's URL says, and for nothing else
-        if (
-            isinstance(result, Failure)
-            and result.retry_after_s is None
-            and len(answer.body) <= REMEMBERED_BYTES
-        ):
-            if len(self._known) >= REMEMBERED:
-                del self._known[next(iter(self._known))]  # the oldest
-            self._known[key] = result
-        return result
+        if isinstance(answer, NoAnswer) or answer.status < 300 or "retry-after" in answer.headers:
+            return self._fresh(answer, now)
+        if len(answer.body) <= REMEMBERED_BYTES:
+            known = self._remembered(answer.status, answer.body, *map(answer.headers.get, self._heard))
+            if isinstance(known, Failure) and known.retry_after_s is None:
+                return known
+        return self._fresh(answer, now)
+
+    def _refused(self, status: int, body: bytes, *heard: str | None) -> Success | Failure:
+        headers = {name: value for name, value in zip(self._heard, heard, strict=True) if value is not None}
+        return self._fresh(Answer(status, headers, body), datetime.now(UTC))
 
     def _fresh(self, answer: Answer | NoAnswer, now: datetime) -> Success | Failure:
-        said = classify(answer, self._provider, now=now, verdicts=self._verdicts, others=self._others)
-        return without_secrets(said, self._provider.key_shape)
+        return without_secrets(self._classify(answer, now=now), self._key_shape)

@@ -44,9 +44,9 @@ from (
   select distinct 'check' as kind, r.tab, r.name as detail
   from jsonb_to_recordset(current_setting('genctl.refusing')::jsonb) as r(name text, tab text)
   union all
-  select 'repeated keys', 'generation_sessions', 'idempotency_key' where current_setting('genctl.repeated')::boolean
+  select 'column taken', 'generation_sessions', 'idempotency_key' where current_setting('genctl.repeated')::boolean
   union all
-  select 'other type', 'generation_sessions', attname from pg_attribute
+  select 'column taken', 'generation_sessions', attname from pg_attribute
   where attrelid = to_regclass(format('%%I.generation_sessions', current_schema()))
     and attname = 'error_details' and not attisdropped and atttypid <> 'jsonb'::regtype
   union all

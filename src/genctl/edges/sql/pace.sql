@@ -70,7 +70,8 @@ held as (
   where %(locks)s and w.id = %(worker)s and k.is_live and w.slots is distinct from k.slots
 )
 select k.now as read_at, k.given, k.taught, k.top, k.code, k.lowered_at, k.changed_at, k.not_before, k.then_at as next_at,
-  k.workers::int, k.max_in_flight, k.slots::int, k.part::int, k.is_live, k.turns::int, k.first_at, k.interval_s
+  k.workers::int, k.max_in_flight, k.slots::int, k.part::int, k.is_live, k.turns::int, k.first_at, k.interval_s,
+  extract(epoch from k.now - now())::float8 as waited_s
 from kept k
 
 -- name: teach_pace
@@ -124,8 +125,8 @@ delete from tool_workers where id = %(id)s
 
 -- name: workers
 -- Lists the workers that live, the oldest first.
-select w.id, w.tool, w.version, w.started_at, w.seen_at, w.concurrency, w.jobs, w.calls, w.calls_a_minute, w.rate,
-  w.max_in_flight, w.slots, w.received_at, w.waits_for, w.why, now() as read_at
+select w.id as worker, w.tool, w.version, w.started_at, w.seen_at, w.concurrency, w.jobs, w.calls, w.calls_a_minute,
+  w.rate, w.max_in_flight, w.slots, w.received_at, w.waits_for, w.why
 from tool_workers w
 where w.seen_at > now() - make_interval(secs => %(live_s)s)
 order by w.tool, w.started_at, w.id

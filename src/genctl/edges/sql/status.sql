@@ -103,8 +103,7 @@ select pg_notify(%(channel)s, '')
 -- name: server
 -- Reads facts of the server. It shows the sessions of other roles only to members of pg_monitor.
 select current_setting('server_version') as version, current_setting('server_version_num')::int as version_number,
-  pg_is_in_recovery() as is_replica, pg_notification_queue_usage() as notify_usage, clock_timestamp() as now,
-  idle.*
+  pg_is_in_recovery() as is_replica, clock_timestamp() as now, idle.*
 from (
   select count(*) as idle_count, extract(epoch from clock_timestamp() - min(state_change))::float8 as idle_s,
     (array_agg(pid order by state_change))[1] as idle_pid

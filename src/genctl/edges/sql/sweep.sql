@@ -105,18 +105,11 @@ where s.id in (
     select from credit_reservations r where r.id = s.reservation_id and r.user_id = s.user_id and r.status = 'held')
   order by s.id for update of s skip locked)
 
--- name: refunds_owed
--- Lists failed sessions that still hold their reservation.
+-- name: held_owed
+-- Lists ended sessions that still hold their reservation.
 select {session s}, now() as read_at from generation_sessions s
 join credit_reservations r on r.id = s.reservation_id and r.user_id = s.user_id
-where s.holds and {refund_owed} and s.id <> all(%(tried)s)
-order by random() limit %(limit)s
-
--- name: captures_owed
--- Lists completed sessions that still hold their reservation.
-select {session s}, now() as read_at from generation_sessions s
-join credit_reservations r on r.id = s.reservation_id and r.user_id = s.user_id
-where s.holds and {capture_owed} and s.id <> all(%(tried)s)
+where s.holds and ({refund_owed} or {capture_owed}) and s.id <> all(%(tried)s)
 order by random() limit %(limit)s
 
 -- name: reservation_blocks

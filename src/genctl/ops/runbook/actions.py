@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
 
+from genctl.base.durations import format_duration
 from genctl.base.jsontext import TooDeepError, jsonable, read_json
 from genctl.base.person import Note
 from genctl.base.settings import Settings
@@ -22,11 +23,11 @@ from genctl.domain.masking import Masker
 from genctl.domain.model import GenctlError
 from genctl.domain.runbooks import as_word, fill, names_in, statement
 from genctl.edges import db, http
-from genctl.ops.runbook.model import Http, Sql
+from genctl.ops.runbook.model import Http, Sql, Step
 
 LARGEST_BYTES = 2**20  # of an output
 LARGEST_OF_OURS_BYTES = 2**26  # of a command of ours: it may list a whole queue
-ENDS_WITHIN_S = 5.0  # a command of ours cleans up after SIGTERM
+ENDS_WITHIN_S = 5.0  # after SIGTERM
 GONE_WITHIN_S = 1.0
 SKIPPED = 77  # exit code of a script that cannot run here
 # The words come by stdin: some are secrets, and all users of the machine can read arguments.
@@ -53,18 +54,27 @@ class Actions(NamedTuple):
     complete: Callable[[list[str], str | None], list[str]]
     note: Note
 
-    async def perform(self, kind: str, what: Any, values: Values, yes: str | None) -> Document:
-        """Do a step once. Raises KeyError for an unknown value, GenctlError, SkippedError."""
+    async def perform(self, step: Step, values: Values, yes: str | None, within_s: float) -> Document:
+        """Do a step once. Raises TimeoutError, KeyError for an unknown value, GenctlError, SkippedError."""
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._performed(step.kind, step.action, values, yes)
+        except TimeoutError:
+            why = f"no end within {format_duration(max(round(within_s, 1), 0.1))}"
+            if step.http:
+                return unanswered(why)
+            raise TimeoutError(why) from None
+
+    async def _performed(self, kind: str, what: Any, values: Values, yes: str | None) -> Document:
         match kind:
             case "genctl":
-                return await _command(
-                    self.complete(arguments(what, values), yes), self.note, self.settings.log
-                )
+                words = self.complete(arguments(what, values), yes)
+                return await _command(words, self.note, self.settings.log)
             case "sql":
                 params = {name: values[name] for name in names_in(what.query)}
                 return await _asked(self.settings, what, params)
             case "http":
-                return await _requested(filled_request(what, values))
+                return await _requested(what, values)
         return await _shell(what, {name: as_word(values[name]) for name in names_in(what)})
 
 
@@ -84,7 +94,6 @@ async def _command(words: list[str], note: Note, log: str) -> Document:
         env={"GENCTL_LOG": log},
         given=json.dumps(words).encode(),
         most=LARGEST_OF_OURS_BYTES,
-        ends_within_s=ENDS_WITHIN_S,
         note=lambda line: None if line.startswith('{"error": ') else note(line),  # the step reports errors
     )
     last = (err.strip().splitlines() or [b""])[-1]
@@ -97,48 +106,45 @@ async def _command(words: list[str], note: Note, log: str) -> Document:
 def _read(output: bytes, most: int = LARGEST_BYTES) -> Document:
     """Return `json` and `text` of an output; `unread` says why we did not look for JSON."""
     found: Document = {"json": None, "text": output[:most].decode(errors="replace")}
-    if len(output) > most:
-        return found | {"unread": f"the output is longer than {most >> 20} MiB: its JSON is not read"}
+    why = f"longer than {most >> 20} MiB" if len(output) > most else ""
     try:
-        return found | {"json": read_json(found["text"])}
+        found["json"] = None if why else read_json(found["text"])
     except TooDeepError as error:
-        return found | {"unread": f"the JSON of the output is {error}: it is not read"}
+        why = str(error)
     except ValueError:
-        return found
+        pass
+    return found | ({"unread": f"the output is {why}: its JSON is not read"} if why else {})
 
 
 async def _asked(settings: Settings, sql: Sql, params: Mapping[str, Any]) -> Document:
+    """Ask the database. Raises TooDeepError for a value that is nested too deeply."""
     rows = await db.ask(settings.dsn(), statement(sql.query), params, writes=sql.writes)
+    return {"rows": jsonable(msgspec.to_builtins(rows, enc_hook=str)), "count": len(rows)}
+
+
+async def _requested(what: Http, values: Values) -> Document:
+    """Send a request into which the values are filled. Raises KeyError."""
+    given = fill(msgspec.to_builtins(what), values)
+    path = [quote(as_word(part), safe="") for part in given.pop("path", ())]
+    url = "/".join([given["url"].rstrip("/"), *path]) if path else given["url"]
+    query, headers = (
+        {k: as_word(v) for k, v in given.pop(part, {}).items()} for part in ("query", "headers")
+    )
+    if "bearer" in given:
+        headers["Authorization"] = f"Bearer {as_word(given['bearer'])}"
+    body = {key: given[key] for key in ("json",) if key in given}
     try:
-        return {"rows": jsonable(msgspec.to_builtins(rows, enc_hook=str)), "count": len(rows)}
-    except TooDeepError as error:
-        told = f"a value of a row is {error}"
-        raise GenctlError("TooDeep", told, "select only the columns that you need", exit_code=1) from None
-
-
-def filled_request(what: Http, values: Values) -> Http:
-    """Fill in the values of a request; `url` of the result is complete. Raises KeyError."""
-    plain = fill(msgspec.to_builtins(what), values)
-    url = str(plain["url"]).rstrip("/") if plain.get("path") else str(plain["url"])
-    url += "".join(f"/{quote(as_word(part), safe='')}" for part in plain.get("path", ()))
-    if query := {key: as_word(value) for key, value in plain.get("query", {}).items()}:
-        url += ("&" if "?" in url else "?") + urlencode(query)
-    headers = {key: as_word(value) for key, value in plain.get("headers", {}).items()}
-    if bearer := plain.get("bearer"):
-        headers["Authorization"] = f"Bearer {as_word(bearer)}"
-    return Http(method=what.method, url=url, headers=headers, json=plain.get("json", msgspec.UNSET))
-
-
-async def _requested(what: Http) -> Document:
-    more: dict[str, Any] = {"headers": what.headers, "allow_redirects": False}
-    more |= {} if what.json is msgspec.UNSET else {"json": what.json}
-    try:
-        async with http.session(what.url) as client, client.request(what.method, what.url, **more) as answer:
+        async with (
+            http.session(url) as client,
+            client.request(
+                what.method, url, params=query, headers=headers, allow_redirects=False, **body
+            ) as answer,
+        ):
             read = _read(await _first_bytes(answer.content))
-            headers = {name.lower(): value for name, value in answer.headers.items()}
-            return {"status": answer.status, "headers": headers, **read, "error": None}
+            told = {name.lower(): value for name, value in answer.headers.items()}
+            return {"status": answer.status, "headers": told, **read, "error": None}
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        return unanswered(f"{what.method} {what.url}: {str(error) or type(error).__name__}")
+        return unanswered(f"{what.method} {url}: {str(error) or type(error).__name__}")
 
 
 def unanswered(why: str) -> Document:
@@ -182,19 +188,20 @@ async def _child(
     env: Mapping[str, str] | None = None,
     given: bytes = b"",
     most: int = LARGEST_BYTES,
-    ends_within_s: float = 0.0,
     note: Note | None = None,
 ) -> tuple[int, bytes, bytes]:
     """Run a process; return exit code, stdout and stderr. Afterwards kill all that it has started.
 
-    Also when we are cancelled; `ends_within_s` is how long it may go on after SIGTERM.
+    When we are cancelled it gets SIGTERM first, and may put things in order.
     """
     starting = asyncio.ensure_future(_started(argv, {**os.environ, **(env or {})}))
     heard = asyncio.ensure_future(_heard(starting, given, most, note))
     try:
         return await asyncio.shield(heard)  # else nobody would empty its pipes while it ends
     finally:
-        await _ended(starting, heard, ends_within_s)
+        await asyncio.wait({starting})
+        if not starting.exception():
+            await _ended(starting.result(), heard)
 
 
 async def _started(argv: tuple[str, ...], env: Mapping[str, str]) -> Process:
@@ -220,18 +227,18 @@ async def _heard(
     return await process.wait(), out, err
 
 
-async def _ended(starting: asyncio.Task[Process], heard: asyncio.Task[Any], within_s: float) -> None:
-    """Kill the process group; when it may take `within_s`, send SIGTERM first."""
-    await asyncio.wait({starting})
-    if starting.exception():
-        return
-    process = starting.result()
+async def _ended(process: Process, heard: asyncio.Task[Any]) -> None:
+    """End the process group: by SIGTERM if we were cut off, in the end by SIGKILL."""
     try:
-        if within_s and process.returncode is None:
-            process.terminate()
-            await asyncio.wait({heard}, timeout=within_s)
+        if process.returncode is None:
+            _signal(process, signal.SIGTERM)
+            await asyncio.wait({heard}, timeout=ENDS_WITHIN_S)
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        _signal(process, signal.SIGKILL)
         await asyncio.wait({heard}, timeout=GONE_WITHIN_S)
         heard.cancel()  # a process that has left the group may hold the pipes
+
+
+def _signal(process: Process, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)

@@ -1,41 +1,44 @@
 """Collect the values of a run: from `--var`, defaults, a person, or the run that it resumes."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from genctl.base import hidden
-from genctl.base import settings as table
-from genctl.base.dsn import password
-from genctl.base.jsontext import TooDeepError, read_json
-from genctl.base.settings import Settings
+from msgspec import UNSET
+
+from genctl.base.jsontext import read_json
+from genctl.domain.masking import MASK
 from genctl.domain.model import GenctlError, meant
-from genctl.domain.runbooks import Past, Start, refusal
+from genctl.domain.runbooks import as_word
 from genctl.ops.runbook import journal
+from genctl.ops.runbook.journal import Event, Start
 from genctl.ops.runbook.model import Loaded, Runbook
-from genctl.tools.found import found
 
 
-def resumed(past: Past, loaded: Loaded, *, force: bool) -> Start:
+def resumed(was: Event, loaded: Loaded, *, force: bool) -> Start:
     """Start where that run ended. Raises GenctlError (exit 2) when nobody can resume it."""
-    if journal.is_running(journal.find(past.run)):
-        raise _usage(f"run {past.run} is still running", "wait until it ends, or interrupt it")
-    if why := refusal(past, loaded.sha256, force=force):
-        raise _usage(why, "add --force to resume it all the same, or start a new run")
-    return past.start
+    if was["state"] == "running":
+        raise _usage(f"run {was['run']} is still running", "wait until it ends, or interrupt it")
+    if was["state"] == "ok":
+        raise _usage(f"run {was['run']} has ended well: there is nothing to resume")
+    if was["sha256"] != loaded.sha256 and not force:
+        fix = "add --force to resume it all the same, or start a new run"
+        raise _usage(f"the runbook has changed since run {was['run']}", fix)
+    return journal.start(was)
 
 
 def values(
     runbook: Runbook, given: Sequence[str], start: Start, ask: Callable[[str], str] | None
 ) -> dict[str, Any]:
     """Collect the values by name; `ask`, or None, asks a person for secrets. Raises GenctlError, exit 2."""
-    found = {
-        name: one.parse(one.default) if one.type == "file" and isinstance(one.default, str) else one.default
-        for name, one in runbook.variables.items()
-        if isinstance(one.default, str | int | float) and name not in start.hidden
+    variables = runbook.variables
+    defaults = {
+        name: one.parse(str(one.default)) if one.type == "file" else one.default
+        for name, one in variables.items()
+        if one.default is not UNSET
     }
-    found |= start.values
+    masked = {name for name, value in start.values.items() if MASK in as_word(value)}
+    found = {name: value for name, value in {**defaults, **start.values}.items() if name not in masked}
     saved = {name for step in runbook.steps if step.step in start.done for name in step.save}
     for text in given:
         name, equals, value = text.partition("=")
@@ -43,12 +46,11 @@ def values(
             raise _usage(f"--var {text!r}: expected NAME=VALUE")
         found[name] = _parsed(runbook, saved, name, value)
     used = {name for step in runbook.left(start.done) for name in step.looks_at()}
-    required = {name for name, one in runbook.variables.items() if one.required}
-    for name in sorted((required | set(start.hidden) & used) - found.keys()):
+    required = {name for name, one in variables.items() if one.required}
+    for name in sorted((required | masked & used) - found.keys()):
         if ask is None or name not in runbook.secrets():
             raise _usage(f"the value {name} is missing", f"give it with --var {name}=...")
-        variable = runbook.variables.get(name)
-        what = variable.help if variable else "the value that an earlier step saved"
+        what = variables[name].help if name in variables else "the value that an earlier step saved"
         found[name] = _parsed(runbook, saved, name, ask(f"{name} ({what}): "))
     return found
 
@@ -69,19 +71,9 @@ def _parsed(runbook: Runbook, saved: set[str], name: str, text: str) -> Any:
         raise _usage(f"no variable {name!r}{meant(name, known)}", fix)
     try:
         return read_json(text)
-    except TooDeepError as error:
-        raise _usage(f"--var {name}: {error}") from None
     except ValueError:
         return text
 
 
 def _usage(message: str, fix: str = "") -> GenctlError:
     return GenctlError("BadRun", message, fix, exit_code=2)
-
-
-def secrets_of(settings: Settings) -> list[str]:
-    """List the secrets that we know before the first step: keys, passwords, URLs with passwords."""
-    own = [settings.of(entry) for entry in (*table.TABLE, *found().settings) if entry.secret]
-    passwords = [password(url) for url in (settings.database_url, settings.listen_url) if url]
-    others = [settings.aws_secret_access_key, *hidden.of_environment(os.environ), *hidden.known()]
-    return [one for one in (*own, *passwords, *others) if one and one != "off"]

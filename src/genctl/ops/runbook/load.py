@@ -9,7 +9,7 @@ import msgspec
 from genctl.base import assets
 from genctl.domain.conditions import path_mistake, roots, values_in
 from genctl.domain.model import GenctlError, meant
-from genctl.domain.runbooks import references
+from genctl.domain.runbooks import mistake, names_in, texts
 from genctl.ops.runbook import source
 from genctl.ops.runbook.model import Loaded, Runbook, Step
 from genctl.ops.runbook.source import Fault, LoadError, Position, Source
@@ -53,13 +53,11 @@ def examine(file: Path, check_words: CheckWords) -> tuple[Loaded | None, list[Fa
     """Read a runbook and list its faults; return None for the runbook when its shape is wrong."""
     try:
         raw = _read(file)
-        found = source.read(str(file), raw)
+        where = source.read(str(file), raw)
+        runbook = source.converted(where)
     except LoadError as error:
         return None, [error.fault]
-    if faults := list(source.shape(found)):
-        return None, faults
-    runbook = msgspec.convert(found.data, Runbook)
-    return Loaded(runbook, file, hashlib.sha256(raw).hexdigest()), list(_lint(runbook, found, check_words))
+    return Loaded(runbook, file, hashlib.sha256(raw).hexdigest()), list(_lint(runbook, where, check_words))
 
 
 def _read(file: Path) -> bytes:
@@ -67,33 +65,33 @@ def _read(file: Path) -> bytes:
         with file.open("rb") as stream:
             raw = stream.read(LARGEST_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise LoadError(file, 1, 1, f"cannot be read: {getattr(error, 'strerror', '') or error}") from None
-    if len(raw) > LARGEST_BYTES:
-        raise LoadError(file, 1, 1, f"larger than {LARGEST_BYTES // 1024} KiB")
-    return raw
+        why = f"cannot be read: {getattr(error, 'strerror', '') or error}"
+    else:
+        if len(raw) <= LARGEST_BYTES:
+            return raw
+        why = f"larger than {LARGEST_BYTES // 1024} KiB"
+    raise LoadError(Fault(str(file), 1, 1, why))
 
 
 def _lint(runbook: Runbook, where: Source, check_words: CheckWords) -> Iterator[Fault]:
     """Yield the faults of a runbook of the right shape."""
-    known, used = set(runbook.variables), set[str]()
-    later = {name: step.step for step in runbook.steps for name in step.save}
+    known = set(runbook.variables)
     before: list[Step] = []
     for number, step in enumerate(runbook.steps):
-        for position, told in (*_order(step, before), *_step(step, check_words)):
+        unknown = [(position, name) for position, name in _names(step) if name not in known]
+        for position, told in (
+            *_order(step, before),
+            *_step(step, check_words),
+            *((position, f"unknown value {name}{meant(name, known)}") for position, name in unknown),
+            *(
+                (("save", name), f"{name} is the name of another value")
+                for name in step.save
+                if name in known
+            ),
+        ):
             yield where.fault(("steps", number, *position), told)
-        for position, name in _names(step):
-            used.add(name)
-            if name not in known:
-                why = f"{name} is saved later, by step {later[name]}" if name in later else ""
-                told = why or f"unknown value {name}{meant(name, known)}"
-                yield where.fault(("steps", number, *position), told)
-        for name in step.save:
-            if name in known:
-                yield where.fault(("steps", number, "save", name), f"{name} is the name of another value")
-            known.add(name)
+        known |= step.save.keys()
         before.append(step)
-    for name in sorted(runbook.variables.keys() - used):
-        yield where.fault(("variables", name), f"no step uses {name}", key=True)
 
 
 def _order(step: Step, before: Sequence[Step]) -> Iterator[tuple[Position, str]]:
@@ -107,14 +105,14 @@ def _step(step: Step, check_words: CheckWords) -> Iterator[tuple[Position, str]]
     """Yield the faults within one step."""
     if step.genctl and (told := check_words(step.genctl)):
         yield ("genctl",), told
-    if step.kind in {"genctl", "http"}:
-        for name, is_whole in references(msgspec.to_builtins(step.action)):
-            if not is_whole:
-                yield (step.kind,), f"{name} must be a whole argument: nothing is put into a text"
+    if not step.shell:  # the shell has its own uses of braces
+        for text in texts(msgspec.to_builtins(step.action)):
+            if told := mistake(text, is_whole=step.kind in {"genctl", "http"}):
+                yield (step.kind,), told
     known = ("values", *DOCUMENTS.get(step.kind, ()))
     for position, text in step.expressions():
-        if named := next((name for name, _ in references(text) if name.isidentifier()), None):
-            yield position, f"a path takes no value: {named} is never put in"
+        if names := names_in(text):
+            yield position, f"a path takes no value: {names[0]} is never put in"
         elif told := path_mistake(text):
             yield position, told + (AS_LITERAL if told.startswith("no JMESPath") else "")
         elif position[0] == "expect":
@@ -125,9 +123,7 @@ def _step(step: Step, check_words: CheckWords) -> Iterator[tuple[Position, str]]
 def _names(step: Step) -> Iterator[tuple[Position, str]]:
     """Yield where a step uses a value, and the name of the value."""
     for part in (step.kind, "wait", "timeout"):
-        for name, _ in references(msgspec.to_builtins(getattr(step, part) or None)):
-            if name.isidentifier() or not step.shell:  # the shell has its own uses of braces
-                yield (part,), name
+        yield from (((part,), name) for name in names_in(msgspec.to_builtins(getattr(step, part) or None)))
     for position, text in step.expressions():
         if position[0] in {"if", "expect"} and path_mistake(text) is None:
             names = roots(text) if position[0] == "if" else values_in(text)

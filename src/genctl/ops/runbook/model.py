@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 
 from genctl.base.durations import parse_duration
 from genctl.domain.conditions import roots, values_in
-from genctl.domain.runbooks import references
+from genctl.domain.runbooks import names_in
 
 DEFAULT_TIMEOUT = "60s"
 KINDS = ("genctl", "sql", "http", "shell", "ask")  # what a step does; one of them
@@ -180,11 +180,14 @@ class Step(Strict, frozen=True, kw_only=True):
         if self.show:
             yield ("show",), self.show
 
+    def paths(self) -> list[str]:
+        """List those that search the output."""
+        return [path for position, path in self.expressions() if position[0] != "if"]
+
     def needs(self) -> set[str]:
         """Name the values without which the step cannot run."""
-        used = msgspec.to_builtins([self.action, self.patience, self.pause])
-        named = {name for name, _ in references(used) if name.isidentifier()}
-        return named.union(*map(values_in, self.expect or []))
+        used = names_in(msgspec.to_builtins([self.action, self.patience, self.pause]))
+        return set(used).union(*map(values_in, self.expect or []))
 
     def looks_at(self) -> set[str]:
         """Name these values and those in its `if`."""

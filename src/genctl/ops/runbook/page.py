@@ -1,18 +1,20 @@
 """Write Markdown: a runbook as a page, and a run as a report."""
 
-import json
 import shlex
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from msgspec import UNSET
+import yaml
+from msgspec import to_builtins
 
 from genctl.base.printable import printable
 from genctl.domain.runbooks import as_word
-from genctl.ops.runbook.model import DEFAULT_TIMEOUT, Http, Runbook, Step, Variable
+from genctl.ops.runbook.model import DEFAULT_TIMEOUT, Runbook, Step, Variable
 
 if TYPE_CHECKING:
     from genctl.ops.runbook.run import RunResult, StepResult
+
+LANGUAGES = {"sql": "sql", "http": "yaml"}  # of what steps do
 
 
 def page(runbook: Runbook) -> str:
@@ -46,19 +48,11 @@ def _seen(step: "StepResult") -> Iterator[tuple[Any, int]]:
     """Yield what a step shows people; of one that shows nothing, or has failed, the parts of its output."""
     if step.shown is not None:
         yield step.shown, step.more
-        if step.state == "ok":
-            return
-    match step.output:
-        case {"cut": text}:
-            yield text, 0
-        case {"rows": rows}:
-            yield rows, 0
-        case {"status": None, "error": {"message": why}}:
-            yield why, 0
-        case {"text": text, "json": found, **more}:
-            yield from ((f"{name} {more[name]}", 0) for name in ("exit", "status") if name in more)
-            said = [text if found is None else found, more.get("stderr")]
-            yield from ((part, 0) for part in said if part not in (None, ""))
+    if step.shown is None or step.state != "ok":
+        output = step.output or {}
+        for name, part in output.items():
+            if part not in (None, "") and not (name == "text" and output["json"] is not None):
+                yield f"{name} {part}" if isinstance(part, int) else part, 0
 
 
 def _cell(text: str) -> str:
@@ -66,7 +60,7 @@ def _cell(text: str) -> str:
 
 
 def action(step: Step) -> str:
-    """Write what a step does as a person would type it; values stay `${name}`."""
+    """Write what a step does as a person would type it, a request as YAML; values stay `${name}`."""
     what: Any = step.action
     match step.kind:
         case "genctl":
@@ -75,20 +69,10 @@ def action(step: Step) -> str:
         case "sql":
             return str(what.query).strip()
         case "http":
-            return "\n".join(_request(what))
+            return yaml.safe_dump(
+                to_builtins(what), sort_keys=False, allow_unicode=True, default_flow_style=None
+            ).strip()
     return str(what).strip()
-
-
-def _request(what: Http) -> Iterator[str]:
-    path = "".join(f"/{part}" for part in what.path)
-    query = "&".join(f"{key}={as_word(value)}" for key, value in what.query.items())
-    url = what.url.rstrip("/") if path else what.url
-    yield f"{what.method} {url}{path}" + (f"?{query}" if query else "")
-    yield from (f"{key}: {value}" for key, value in what.headers.items())
-    if what.bearer:
-        yield f"Authorization: Bearer {what.bearer}"
-    if what.json is not UNSET:
-        yield from ("", json.dumps(what.json, ensure_ascii=False))
 
 
 def _lines(runbook: Runbook) -> Iterator[str]:
@@ -127,7 +111,7 @@ def _step(number: int, step: Step) -> Iterator[str]:
     if step.ask:
         yield from (f"> {line}".rstrip() for line in f"You confirm: {action(step)}".splitlines())
     else:
-        yield f"```{step.kind if step.kind in {'sql', 'http'} else 'sh'}"
+        yield f"```{LANGUAGES.get(step.kind, 'sh')}"
         yield from action(step).splitlines()
         yield "```"
     if notes := [f"- {note}" for note in _notes(step)]:

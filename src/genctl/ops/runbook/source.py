@@ -1,7 +1,6 @@
-"""Read a runbook's YAML: its data, the line and column of each part, and the faults of its shape."""
+"""Read a runbook's YAML: its data, and the line and column of each part."""
 
 import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple, get_args
 
 import msgspec
@@ -16,10 +15,6 @@ CHOICES = {
     "type": get_args(Variable.__annotations__["type"]),
     "method": get_args(Http.__annotations__["method"]),
 }
-WORDS = {
-    "str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false",
-    "array": "a list", "object": "a map",
-}  # fmt: skip
 
 Position = tuple[str | int, ...]  # keys and numbers that lead to a value
 
@@ -37,11 +32,11 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 class LoadError(Exception):
-    """Refuse a file that we cannot read as YAML."""
+    """Refuse a file that is no YAML, or no runbook."""
 
-    def __init__(self, file: object, line: int, column: int, message: str) -> None:
-        super().__init__(message)
-        self.fault = Fault(str(file), line, column, message)
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(str(fault))
+        self.fault = fault
 
 
 class Source(NamedTuple):
@@ -104,63 +99,39 @@ def _refused(why: str, where: Any) -> yaml.MarkedYAMLError:
 
 def read(file: str, raw: bytes) -> Source:
     """Read YAML. Raises LoadError when it is not YAML, and for an alias, a tag or a duplicate key."""
+    line, column = 1, 1
     try:
         loader = _Loader(raw)
-        if (node := loader.get_single_node()) is None:
-            raise LoadError(file, 1, 1, "the file is empty")
-        return Source(file, loader.construct_document(node), node)
+        if node := loader.get_single_node():
+            return Source(file, loader.construct_document(node), node)
+        told = "the file is empty"
     except yaml.reader.ReaderError as error:
         line = raw[: error.position].count(b"\n") + 1
-        raise LoadError(file, line, 1, f"a character that YAML does not allow: {error.reason}") from None
+        told = f"a character that YAML does not allow: {error.reason}"
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        told = " ".join(filter(None, (error.context, error.problem)))
-        raise LoadError(file, line, column, f"no YAML for a runbook: {told}") from None
+        if mark := error.problem_mark or error.context_mark:
+            line, column = mark.line + 1, mark.column + 1
+        told = "no YAML for a runbook: " + " ".join(filter(None, (error.context, error.problem)))
     except RecursionError:
-        raise LoadError(file, 1, 1, "nested too deeply") from None
+        told = "nested too deeply"
+    raise LoadError(Fault(file, line, column, told))
 
 
-def shape(source: Source) -> Iterator[Fault]:
-    """Yield the faults of keys, kinds and sizes: the first of each variable and step, else of the rest."""
-    data = source.data if isinstance(source.data, dict) else {}
-    is_sound = True
-    for key, kind, one in (("variables", Variable, dict), ("steps", Step, list)):
-        parts = data.get(key)
-        if not isinstance(parts, one):
-            continue
-        for part, value in parts.items() if isinstance(parts, dict) else enumerate(parts):
-            for fault in _converted(source, (key, part), value, kind):
-                is_sound = False
-                yield fault
-    if is_sound:
-        yield from _converted(source, (), source.data, Runbook)
-
-
-def _converted(source: Source, base: Position, value: Any, kind: Any) -> Iterator[Fault]:
+def converted(source: Source) -> Runbook:
+    """Make a runbook of the data. Raises LoadError for the first fault of keys, kinds and sizes."""
     try:
-        msgspec.convert(value, kind)
+        return msgspec.convert(source.data, Runbook)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at ")
         steps = re.findall(r"\.([a-z_]+)|\[(\d+)\]", path)
-        position = (*base, *(name or int(number) for name, number in steps))
+        position: Position = tuple(name or int(number) for name, number in steps)
+        is_key = False
         if match := re.fullmatch("Object contains unknown field `(.*)`", message, re.DOTALL):
             hint = "" if match[1] in KEYS else meant(match[1], KEYS)  # another type has this key
-            yield source.fault((*position, match[1]), f"unknown key {match[1]!r}{hint}", key=True)
+            position, message, is_key = (*position, match[1]), f"unknown key {match[1]!r}{hint}", True
         elif match := re.fullmatch("Invalid enum value '(.*)'", message, re.DOTALL):
             choices = CHOICES[str(position[-1])]
-            told = f"expected one of {', '.join(choices)}, got {match[1]!r}{meant(match[1], choices)}"
-            yield source.fault(position, told)
-        else:
-            yield source.fault(position, _in_words(message))
-
-
-def _in_words(message: str) -> str:
-    """Turn a message of msgspec into the words of those who write YAML."""
-    message = message.replace("Object missing required field", "missing is the key")
-    for pattern, form in FORMS.items():
-        message = message.replace(f"`str` matching regex {pattern!r}", form)
-    words = re.sub(
-        "`([a-z |]+)`", lambda found: " or ".join(WORDS.get(k, k) for k in found[1].split(" | ")), message
-    )
-    return words[:1].lower() + words[1:]
+            message = f"expected one of {', '.join(choices)}, got {match[1]!r}{meant(match[1], choices)}"
+        for pattern, form in FORMS.items():
+            message = message.replace(f"`str` matching regex {pattern!r}", form)
+        raise LoadError(source.fault(position, message, key=is_key)) from None
