@@ -223,9 +223,10 @@ class Pipeline:
         self, name: str, *, parent: str | None = None, **facts: object
     ) -> AbstractContextManager[object]:
         """Open a span as spans.span() does; it does nothing where nobody traces."""
-        if self._tracing is None:
-            return UNTRACED
-        return self._tracing.span(name, parent, facts)
+        opened: AbstractContextManager[object] = UNTRACED
+        if self._tracing is not None:
+            opened = self._tracing.span(name, parent, facts)
+        return opened
 
     def unsent(self) -> set[asyncio.Task[Any]]:
         """Return the tasks of jobs whose request is not sent; cancelled, they give their session back."""

@@ -35,7 +35,7 @@ from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 from genctl.edges import credentials, http, rds
 from genctl.edges.aws import CONNECT_TIMEOUT_S, Keys, SqsEndpoint
-from genctl.edges.lookups import busy_s
+from genctl.edges.lookups import is_busy
 from genctl.edges.rds import Login
 from genctl.edges.sqs import Sqs
 
@@ -482,7 +482,7 @@ async def test_a_refused_call_does_not_wait_for_a_source_that_hangs() -> None:
     try:
         async with asyncio.timeout(3):
             await keys.look_again()
-        assert busy_s() > 0
+        assert is_busy()
     finally:
         release.set()
 
@@ -513,7 +513,7 @@ def careful(env: Callable[..., None], no_aws: pytest.MonkeyPatch, tmp_path: Path
     """Profiles with an MFA device, and nobody who could type its code."""
     for name in KEYS:
         no_aws.delenv(name)
-    no_aws.setattr(credentials, "_may_ask", lambda: False)
+    no_aws.setattr("genctl.base.children.has_terminal", lambda: False)
     (tmp_path / "config").write_text(CAREFUL)
     return env
 

@@ -245,12 +245,12 @@ async def test_one_that_waits_for_another_says_for_whom_and_on_what_that_waits(
     assert said.empty()
 
 
-@pytest.mark.parametrize("habit", ["datestyle = 'German, DMY'", 'search_path = "Shop-1", public'])
-async def test_a_database_of_other_habits_is_migrated_there_and_back(empty: str, habit: str) -> None:
+async def test_a_database_of_other_habits_is_migrated_there_and_back(empty: str) -> None:
     with psycopg.connect(empty, autocommit=True) as conn:
         conn.execute('create schema "Shop-1"')
         (name,) = conn.execute("select current_database()").fetchone() or ("",)
-        conn.execute(f"alter database {name} set {habit}".encode())
+        for habit in ("datestyle = 'German, DMY'", 'search_path = "Shop-1", public'):
+            conn.execute(f"alter database {name} set {habit}".encode())
     assert await migrate.up(empty) == FILES
     assert await states(empty) == ["applied"] * len(FILES)
     await migrate.down(empty, await migrate.undoable(empty, FILES[0]))

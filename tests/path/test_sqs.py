@@ -411,7 +411,7 @@ async def test_region_endpoint_and_session_token_come_from_where_boto3_looks(
         assert sqs.endpoint == "https://sqs.cn-north-1.amazonaws.com.cn"
     script = Script(FACTS)
     async with script.serving(embedded=False, database_url="postgresql://db/x") as sqs:
-        await sqs.queue(URL)
+        await sqs.queue(URL.replace("eu-west-1", "cn-north-1"))
     headers = script.requests[0][0].headers
     assert headers["X-Amz-Security-Token"] == "token-1"
     assert "/cn-north-1/sqs/" in headers["Authorization"]

@@ -88,7 +88,7 @@ def test_a_link_of_another_user_is_refused(
     (tmp_path / "here").chmod(0o1777)
     theirs = os.stat_result((*link.lstat()[:4], os.getuid() + 4711, *link.lstat()[5:10]))
     monkeypatch.setattr(Path, "lstat", lambda _: theirs)
-    assert "link belongs to another user" in refused(env, tmp_path / "here").message
+    assert "genctl.yaml belongs to another user" in refused(env, tmp_path / "here").message
 
 
 def test_a_group_is_others_unless_it_is_the_users_own(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-_living: dict["subprocess.Popen[bytes]", bool] = {}  # and whether each leads a process group
+_living: set["subprocess.Popen[bytes]"] = set()
 
 
 def start(command: Sequence[str], **how: Any) -> "subprocess.Popen[bytes]":
@@ -16,20 +16,20 @@ def start(command: Sequence[str], **how: Any) -> "subprocess.Popen[bytes]":
     It leads a process group, so that its own children end with it; at a terminal it stays in ours, as only
     that may read what a person types.
     """
-    for child in [child for child in _living if child.returncode is not None]:
-        del _living[child]
-    leads = not has_terminal()
-    child = subprocess.Popen(command, **how, process_group=0 if leads else None)  # noqa: S603 - a person's
-    _living[child] = leads
+    _living.difference_update([child for child in _living if child.returncode is not None])
+    group = None if has_terminal() else 0
+    child = subprocess.Popen(command, **how, process_group=group)  # noqa: S603 - a person's
+    _living.add(child)
     return child
 
 
 def end_all() -> None:
     """End those that live; whoever waits for one of them hears at once that it was killed."""
-    for child, leads in list(_living.items()):
+    for child in list(_living):
         if child.returncode is None:  # nobody has awaited it, so its number is still its own
             with suppress(ProcessLookupError):
-                (os.killpg if leads else os.kill)(child.pid, signal.SIGKILL)
+                end = os.killpg if os.getpgid(child.pid) == child.pid else os.kill
+                end(child.pid, signal.SIGKILL)
 
 
 def leave(code: int) -> None:

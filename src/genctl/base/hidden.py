@@ -6,7 +6,6 @@ settings name their secrets when they are loaded, and a module that renews crede
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from genctl.domain.masking import LEAST_PART, Masker, secrets_of_url, without_passwords
 
@@ -54,15 +53,3 @@ def in_urls(text: str) -> set[str]:
 def hide(text: str) -> str:
     """Replace each secret in the text."""
     return without_passwords(_masker.text(text))
-
-
-def hide_in(value: Any) -> Any:
-    """Replace secrets in the texts within lists and maps; leave keys and everything else."""
-    match value:
-        case str():
-            return hide(value)
-        case dict():
-            return {key: hide_in(one) for key, one in value.items()}
-        case list() | tuple():
-            return [hide_in(one) for one in value]
-    return value

@@ -202,8 +202,7 @@ class Settings:
     def dsn(self) -> str:
         """Return the database's URL. Raises GenctlError (exit 3) when the embedded stack never ran."""
         if self.database_url is None:
-            told = f"the embedded stack is not running (nothing in {self.home})"
-            raise GenctlError("StackNotRunning", told, "start it with `genctl up`, or set DATABASE_URL")
+            raise self.not_running()
         return self._login(self.database_url)
 
     def direct_dsn(self) -> str:
@@ -216,8 +215,12 @@ class Settings:
         Its database's socket proves that it runs: nobody else can make one in that folder.
         """
         if self.embedded and self.database_url is not None and dsn.is_abandoned(self.database_url):
-            told = f"the embedded stack is not running (nobody listens in {self.home})"
-            raise GenctlError("StackNotRunning", told, "start it with `genctl up`, or set DATABASE_URL")
+            raise self.not_running()
+
+    def not_running(self) -> GenctlError:
+        """Make the error for an embedded stack that is down, or has never run."""
+        told = f"the embedded stack is not running (nobody listens in {self.home})"
+        return GenctlError("StackNotRunning", told, "start it with `genctl up`, or set DATABASE_URL")
 
     def _login(self, url: str) -> str:
         return dsn.TokenUrl(url) if self.db_iam else url

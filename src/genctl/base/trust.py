@@ -19,23 +19,20 @@ def check(file: Path, otherwise: str, *, folders: bool = True) -> None:
     command that shuts others out; for a file that is not ours it is `otherwise`.
     """
     real = file.resolve()
-    above = (file.absolute().parent, real.parent) if folders else ()
-    if (owner := file.lstat().st_uid) not in {os.geteuid(), _ROOT} and file.is_symlink():
-        why = f"{file} is not read: the link belongs to another user ({_name(owner)})"
-        raise GenctlError("NotOurs", why, otherwise, exit_code=2)
-    for path in dict.fromkeys((*above, real)):
-        if why := _objection(path.stat()):
-            ours = path.stat().st_uid == os.geteuid()
-            fix = join(["chmod", "go-w", str(path)]) if ours else otherwise
-            what = f"{file} is not read" if path == real else f"{file} is not read, as its folder {path}"
-            told = f"{what}: {why}" if path == real else f"{what} {why}"
-            raise GenctlError("NotOurs", told, fix, exit_code=2)
+    above = (file.absolute().parent.resolve(), real.parent) if folders else ()
+    for path in dict.fromkeys((file, *above, real)):
+        found = path.lstat()
+        if why := _objection(found):
+            fix = join(["chmod", "go-w", str(path)]) if found.st_uid == os.geteuid() else otherwise
+            raise GenctlError("NotOurs", f"{file} is not read: {path} {why}", fix, exit_code=2)
 
 
 def _objection(found: os.stat_result) -> str:
     """Say why somebody else may have written a file or folder; an empty text where only we or root can."""
     if found.st_uid not in {os.geteuid(), _ROOT}:
         return f"belongs to another user ({_name(found.st_uid)})"
+    if stat.S_ISLNK(found.st_mode):  # all may write to any link, and change none
+        return ""
     sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX  # /tmp: all write, each its own
     others = found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and not _is_private(found.st_gid))
     return "may be written to by others" if others and not sticky else ""

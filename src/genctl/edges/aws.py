@@ -69,19 +69,11 @@ class SqsEndpoint(NamedTuple):
 
     @classmethod
     def _embedded(cls, settings: Settings) -> Self:
-        endpoint, key, secret = (
-            settings.sqs_endpoint,
-            settings.aws_access_key_id,
-            settings.aws_secret_access_key,
-        )
-        if not (endpoint and key and secret):
-            raise GenctlError(
-                "StackNotRunning",
-                "the embedded stack is not running, and with it its queue",
-                "start it with `genctl up`, or set DATABASE_URL",
-            )
+        key, secret = settings.aws_access_key_id, settings.aws_secret_access_key
+        if not (settings.sqs_endpoint and key and secret):
+            raise settings.not_running()
         settings.check_stack()
-        return cls(endpoint, "us-east-1", Credentials(key, secret))
+        return cls(settings.sqs_endpoint, "us-east-1", Credentials(key, secret))
 
 
 class _NoBody:

@@ -5,10 +5,8 @@ botocore reads the environment and the files; all that may hang, or ask a person
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from getpass import getpass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import botocore.session
@@ -61,8 +59,7 @@ def _tell_slow() -> None:
 class _Source:
     """The source of credentials that was tried last, for people."""
 
-    first = "the AWS configuration"
-    tried = first
+    tried = "the AWS configuration"
 
 
 def find() -> Credentials:
@@ -70,7 +67,6 @@ def find() -> Credentials:
 
     Each credential_process then ends with the wait for it, and a prompt gets the time that a person needs.
     """
-    _Source.tried = _Source.first
     session = botocore.session.Session()
     session.set_default_client_config(Config(connect_timeout=CALL_S, read_timeout=CALL_S))
     profile = session.profile or "default"
@@ -101,8 +97,8 @@ class _Profiles(ProfileProviderBuilder):
 
 
 def hanging() -> GenctlError | None:
-    """Return the error for a look-up that has been under way for long, None if none has."""
-    return _slow("hangs, and gives no credentials") if lookups.busy_s() > LONG_S else None
+    """Return the error of whoever waits in vain, for a look-up that is under way; None if none is."""
+    return _slow("hangs, and gives no credentials") if lookups.is_busy() else None
 
 
 def _slow(what: str) -> GenctlError:
@@ -118,7 +114,7 @@ def no_region() -> GenctlError:
 
 def _ask(profile: str, prompt: str) -> str:
     """Ask a person for the code of an MFA device. Raises GenctlError (exit 3): nobody is there."""
-    if not _may_ask():
+    if not children.has_terminal():
         raise GenctlError(
             "MfaWithoutTerminal",
             f"AWS: the profile {profile} asks for an MFA code, and there is no terminal",
@@ -126,13 +122,6 @@ def _ask(profile: str, prompt: str) -> str:
         )
     lookups.let_ask()
     return getpass(prompt)
-
-
-def _may_ask() -> bool:
-    """Tell whether a person is there to type it."""
-    with suppress(OSError), Path("/dev/tty").open("rb"):
-        return children.has_terminal()
-    return False
 
 
 def _misconfigured(why: Exception) -> GenctlError:

@@ -99,16 +99,11 @@ class _TimeLoader(Loader):
         self._usual = usual(oid, context).load  # psycopg's own in C, where it is installed
 
     def load(self, data: Any) -> Any:
-        match bytes(data):
-            case b"-infinity":
-                return EARLIEST
-            case b"infinity":
-                return LATEST
-            case text:
-                try:
-                    return self._usual(data)
-                except psycopg.DataError:
-                    return EARLIEST if text.endswith(b"BC") else LATEST
+        try:
+            return self._usual(data)
+        except psycopg.DataError:
+            text = bytes(data)
+            return EARLIEST if text.startswith(b"-") or text.endswith(b"BC") else LATEST
 
 
 def _connection() -> dict[str, Any]:
@@ -148,18 +143,10 @@ async def connect_directly(dsn: str) -> Connection:
     conn = await connect(dsn)
     try:
         with errors_told(dsn), answering(conn, ANSWER_S):
-            pooled = await _backend(conn) != conn.info.backend_pid and await _is_shared(conn, dsn)
+            await _refuse_pooler(conn, dsn)
     except BaseException:
         await conn.close()
         raise
-    if pooled:
-        await conn.close()
-        raise GenctlError(
-            "PooledConnection",
-            f"database {'/'.join(place(dsn))} is reached through a transaction pooler,"
-            " which loses NOTIFY and locks",
-            "set GENCTL_LISTEN_URL to a direct connection",
-        )
     return conn
 
 
@@ -175,15 +162,20 @@ def watched(dsn: str) -> Watch | None:
     return Watch(limit, look) if limit else None
 
 
-async def _is_shared(conn: Connection, dsn: str) -> bool:
-    """Tell whether a transaction pooler is between us and the server, by changes of the backend's pid."""
-    mine = await _backend(conn)
+async def _refuse_pooler(conn: Connection, dsn: str) -> None:
+    """Raise GenctlError if a transaction pooler is between us and the server: the backend's pid changes."""
+    if (mine := await _backend(conn)) == conn.info.backend_pid:
+        return
     async with await connect(dsn) as other:
         for _ in range(POOLER_ROUNDS):
             await asyncio.sleep(random.random() * POOLER_PAUSE_S)  # noqa: S311 - out of step with others
             if await _backend(other) == mine or await _backend(conn) != mine:
-                return True
-    return False
+                raise GenctlError(
+                    "PooledConnection",
+                    f"database {'/'.join(place(dsn))} is reached through a transaction pooler,"
+                    " which loses NOTIFY and locks",
+                    "set GENCTL_LISTEN_URL to a direct connection",
+                )
 
 
 async def _backend(conn: Connection) -> int:

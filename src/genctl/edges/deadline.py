@@ -166,7 +166,8 @@ class Watch:
             # the error itself tells of a short wait
             if not is_first and self._seen and self._seen.holder_pid not in {None, *told}:
                 told.add(self._seen.holder_pid or 0)
-                self._deadline.note(f"waiting for a lock that {self._seen.holder} holds{_to_end(self._seen)}")
+                cure = f"; to end that: {self._seen.cure}" if self._seen.cure else ""
+                self._deadline.note(f"waiting for a lock that {self._seen.holder} holds{cure}")
             is_first = False
             await asyncio.sleep(LOOK_EVERY_S)
 
@@ -179,7 +180,3 @@ class Watch:
         if self._seen.holder:
             return f": it waits for {self._seen.holder}", self._seen.cure or self._deadline.again
         return f": pid {self._seen.pid} still works on the statement", self._deadline.again
-
-
-def _to_end(seen: Awaited) -> str:
-    return f"; to end that: {seen.cure}" if seen.cure else ""

@@ -10,10 +10,9 @@ waits. In asyncio's executor such a look-up holds up the names of hosts, and at 
 import asyncio
 import termios
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from genctl.base import children
 
@@ -22,27 +21,23 @@ T = TypeVar("T")
 ASKED_S = 120.0  # longer, where a person types the code of an MFA device
 
 
-class _Newest:
-    """Hold what the newest look-up does."""
-
-    since: float | None = None  # monotonic; None: it has ended
-    asks = False  # a person
+_under_way: set[threading.Thread] = set()  # look-ups
+_asking: set[threading.Thread] = set()  # those that wait for a person
 
 
-def busy_s() -> float:
-    """Return the seconds for which a look-up has been under way; 0: none is."""
-    since = _Newest.since
-    return 0.0 if since is None else time.monotonic() - since
+def is_busy() -> bool:
+    """Tell whether a look-up is under way."""
+    return bool(_under_way)
 
 
 def asks() -> bool:
-    """Tell whether the look-up waits for a person."""
-    return _Newest.asks
+    """Tell whether a look-up waits for a person."""
+    return bool(_asking)
 
 
 def let_ask() -> None:
     """Give the look-up that calls this the time that a person needs."""
-    _Newest.asks = True
+    _asking.add(threading.current_thread())
 
 
 async def look(work: Callable[[], T], *, within_s: float) -> T:
@@ -53,14 +48,14 @@ async def look(work: Callable[[], T], *, within_s: float) -> T:
     """
     asked: Future[T] = Future()
     asked.set_running_or_notify_cancel()  # the work goes on, whoever gives up
-    modes, _Newest.since, _Newest.asks = _modes(), time.monotonic(), False
-    threading.Thread(
-        target=_carry_out, args=[work, asked, _Newest.since], name="look-up", daemon=True
-    ).start()
+    thread = threading.Thread(target=_carry_out, args=[work, asked], name="look-up", daemon=True)
+    _under_way.add(thread)
+    modes = termios.tcgetattr(0) if children.has_terminal() else None  # such as its echo
+    thread.start()
     answer = asyncio.wrap_future(asked)
     try:
         await asyncio.wait({answer}, timeout=within_s)
-        if _Newest.asks:
+        if thread in _asking:
             await asyncio.wait({answer}, timeout=ASKED_S)
         if answer.done():
             return answer.result()
@@ -73,15 +68,10 @@ async def look(work: Callable[[], T], *, within_s: float) -> T:
                 termios.tcsetattr(0, termios.TCSANOW, modes)
 
 
-def _carry_out(work: Callable[[], T], asked: "Future[T]", began: float) -> None:
+def _carry_out(work: Callable[[], T], asked: "Future[T]") -> None:
     try:
         asked.set_result(work())
     except BaseException as why:  # noqa: BLE001 - whoever asked gets it
         asked.set_exception(why)
-    if _Newest.since == began:
-        _Newest.since = None
-
-
-def _modes() -> list[Any] | None:
-    """Return the terminal's modes, such as its echo; None where we have none."""
-    return termios.tcgetattr(0) if children.has_terminal() else None
+    for those in (_under_way, _asking):
+        those.discard(threading.current_thread())

@@ -6,12 +6,11 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import entry_points
-from typing import Self
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from genctl import __version__
@@ -33,13 +32,6 @@ class OpenTelemetry:
         self._provider = TracerProvider(resource=_resource(os.environ), shutdown_on_exit=False)
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("genctl", __version__)
-
-    @classmethod
-    def exporting(cls, exporter: SpanExporter) -> Self:
-        """Export the spans in batches, and for a moment at the end of the process."""
-        one = cls(BatchSpanProcessor(exporter))
-        atexit.register(one.flush)
-        return one
 
     def span(
         self,
@@ -92,14 +84,18 @@ def _current(span: trace.Span) -> Iterator[None]:
 
 
 def from_environment(env: Mapping[str, str]) -> OpenTelemetry:
-    """Export as the usual variables say. Raises LookupError where that exporter is not installed."""
+    """Export as the usual variables say: in batches, and for a moment at the end of the process.
+
+    Raises LookupError where that exporter is not installed.
+    """
     name = env.get("OTEL_TRACES_EXPORTER") or "otlp"
     if name == "otlp":
         protocol = env.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or env.get("OTEL_EXPORTER_OTLP_PROTOCOL")
         name = "otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http"
     for found in entry_points(group="opentelemetry_traces_exporter", name=name):
-        exporter: SpanExporter = found.load()()
-        return OpenTelemetry.exporting(exporter)
+        exporting = OpenTelemetry(BatchSpanProcessor(found.load()()))
+        atexit.register(exporting.flush)
+        return exporting
     raise LookupError(f"no exporter of traces is installed that is named {name}")
 
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
-from typing import Protocol
+from typing import Any
 
 import structlog
 
@@ -18,22 +18,7 @@ HEADER = "traceparent"  # of W3C's Trace Context: of requests, and the attribute
 log = structlog.stdlib.get_logger()
 
 
-class Tracing(Protocol):
-    """Make spans; genctl.edges.otel does."""
-
-    def span(
-        self,
-        name: str,
-        parent: str | None,
-        facts: Mapping[str, object],
-        *,
-        root: bool = False,
-        began_ns: int | None = None,
-    ) -> AbstractContextManager[object]:
-        """Do as span() of this module says."""
-
-    def here(self) -> str | None:
-        """Return the W3C context of the current span."""
+Tracing = Any  # an OpenTelemetry of genctl.edges.otel, which we import where somebody wants it
 
 
 class _Switch:

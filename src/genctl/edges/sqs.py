@@ -122,15 +122,7 @@ class Sqs:
         """Ask for the URL of a name, or of an ARN, whose queue may be another account's."""
         *_, account, name = which.rsplit(":", 2) if which.startswith("arn:") else ("", which)
         owner: dict[str, Any] = {"QueueOwnerAWSAccountId": account} if account else {}
-        try:
-            return (await self.call("GetQueueUrl", QueueUrl, name, QueueName=name, **owner)).queue_url
-        except GenctlError as error:
-            if not self.settings.embedded or error.code != "QueueNotFound":
-                raise
-            fix = (
-                "stop `genctl up` and start it again: it makes the queues of those that `genctl tools` lists"
-            )
-            raise GenctlError(error.code, error.message, fix) from None
+        return (await self.call("GetQueueUrl", QueueUrl, name, QueueName=name, **owner)).queue_url
 
     def now(self) -> datetime:
         """Tell the time by SQS's clock, from its last answer; if ours is wrong, up to a second late."""

@@ -29,7 +29,7 @@ _OF_KMS = re.compile(r"kms:|AWSKMS|KMS key")
 _FAULTS: dict[tuple[str, ...], tuple[str, str]] = {
     ("QueueDoesNotExist", "AWS.SimpleQueueService.NonExistentQueue"): (
         "QueueNotFound",
-        "create it, or set GENCTL_QUEUE or GENCTL_DLQ (and the AWS region) to where it is",
+        "create it (`genctl up` does when it starts), or set GENCTL_QUEUE or GENCTL_DLQ and the AWS region",
     ),
     EXPIRED: ("CredentialsExpired", "renew the AWS credentials (for instance: aws sso login)"),
     NOT_OURS: (
@@ -87,12 +87,7 @@ class Refusal(NamedTuple):
     @property
     def transient(self) -> bool:
         """Tell whether the same call may do better soon."""
-        return self.status >= 500 or self.throttled
-
-    @property
-    def throttled(self) -> bool:
-        """Tell whether SQS finds that we call too often."""
-        return self.status == 429 or bool(_THROTTLED.search(self.code))
+        return self.status >= 500 or self.status == 429 or bool(_THROTTLED.search(self.code))
 
     def error(self, op: str, about: str, endpoint: str) -> GenctlError:
         """Make the error of a call about a queue."""

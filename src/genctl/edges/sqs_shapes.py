@@ -26,23 +26,14 @@ class System(msgspec.Struct, frozen=True):
     group: str | None = msgspec.field(name="MessageGroupId", default=None)
 
 
-WIRE = {
-    "message_id": "MessageId",
-    "receipt": "ReceiptHandle",
-    "body": "Body",
-    "sent": "MessageAttributes",
-    "system": "Attributes",
-}
-
-
-class Message(msgspec.Struct, frozen=True, rename=WIRE):
+class Message(msgspec.Struct, frozen=True, rename="pascal"):
     """Hold one delivery; `sent` are all of the sender's attributes, `attributes` the texts among them."""
 
     message_id: str
-    receipt: str
+    receipt: str = msgspec.field(name="ReceiptHandle")
     body: str
-    sent: dict[str, Attribute] = {}
-    system: System = System()
+    sent: dict[str, Attribute] = msgspec.field(name="MessageAttributes", default_factory=dict)
+    system: System = msgspec.field(name="Attributes", default=System())
 
     @property
     def attributes(self) -> dict[str, str]:

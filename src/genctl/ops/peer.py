@@ -33,8 +33,7 @@ def prover(settings: Settings) -> Prove | None:
     if not settings.embedded or not implied:
         return None
     if not settings.secret:
-        told = f"the embedded stack is not running (nothing in {settings.home})"
-        raise GenctlError("StackNotRunning", told, "start it with `genctl up`, or set DATABASE_URL")
+        raise settings.not_running()
     return partial(prove, settings=settings)
 
 
