@@ -351,9 +351,9 @@ async def answered(client: Client, status: int) -> bool:
 async def test_a_long_history_is_replayed_whole_and_beside_what_happens(
     kit: Kit, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Far more than a page and than a backlog has room for: nothing is lost, doubled or out of order."""
+    """Far more than a page and than one write: nothing is lost, doubled or out of order."""
     monkeypatch.setattr(feeds, "PAGE", 7)
-    monkeypatch.setattr(stream, "ROOM", 10)
+    monkeypatch.setattr(stream, "PIECE_BYTES", 500)
     start = (await client.get("/sessions"))["lastEventId"]
     expected = [str(await change(kit)) for _ in range(60)]
     async with client.stream() as live, client.stream(f"?lastEventId={start}") as ear:

@@ -1,13 +1,13 @@
 """What a peer may let the API wait for, and how much of it is read: the rest is over, at its time and at its size."""
 
 import asyncio
+import re
 import resource
 import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
-from unittest.mock import Mock
 from urllib.parse import urlsplit
 
 import pytest
@@ -22,10 +22,7 @@ from genctl.services.connections import (
     LARGEST_HEAD_BYTES,
     WITHIN_S,
     ConnectionLimits,
-    Connections,
-    Waiting,
 )
-from genctl.services.site import Front
 from genctl.tools.seedream4 import TOOL
 
 Pipe = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -41,8 +38,7 @@ async def client(kit: Kit) -> AsyncIterator[Client]:
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """All deadlines are over soon."""
     monkeypatch.setattr(connections, "LOOK_S", 0.05)
-    monkeypatch.setattr(connections, "CLOSE_S", 0.2)
-    for waiting in Waiting:
+    for waiting in WITHIN_S:
         monkeypatch.setitem(WITHIN_S, waiting, 0.3)
 
 
@@ -115,24 +111,15 @@ async def test_a_peer_that_sends_a_byte_now_and_then_gains_no_time(client: Clien
 
 
 @pytest.mark.usefixtures("short")
-async def test_a_reader_that_takes_no_answer_is_cut_off(client: Client) -> None:
-    """Also of answers that are no streams."""
+@pytest.mark.parametrize("closes", [False, True], ids=["open", "closing"])
+async def test_a_reader_that_takes_no_answer_is_cut_off(client: Client, closes: bool) -> None:
+    """Also of answers that are no streams, and of a connection that closes, which waits for its reader."""
     asked = b"GET /page/style.css HTTP/1.1\r\nHost: x\r\n\r\n" * 2_000
     async with connected(client.url, asked, room=4096):
-        await until(lambda: true([one for one in client.connections if one.flow.write_paused]))
-        await until(lambda: true(not list(client.connections)))
-
-
-def test_a_connection_that_cannot_be_closed_is_cut_off() -> None:
-    """Its peer takes nothing of its last answer."""
-    all_of_them = Connections(ConnectionLimits(9, 9, 9), Front(None))
-    stuck = Mock(address="x", is_overdue=lambda _: False, transport=Mock(is_closing=lambda: True))
-    all_of_them.opened(stuck)
-    all_of_them.look(10.0)
-    all_of_them.look(10.0 + connections.CLOSE_S)
-    stuck.abort.assert_not_called()
-    all_of_them.look(10.1 + connections.CLOSE_S)
-    stuck.abort.assert_called_once()
+        await until(lambda: true([one for one in client.connections._open if one.flow.write_paused]))
+        for one in client.connections._open if closes else ():
+            one.transport.close()
+        await until(lambda: true(not client.connections._open))
 
 
 def is_stuck(client: Client) -> bool:
@@ -150,6 +137,23 @@ async def test_a_stream_that_is_read_slowly_is_not_cut_for_others(kit: Kit) -> N
             async with connected(client.url) as (silent, _), connected(client.url):
                 assert await all_of(silent) == b""
                 assert is_stuck(client)
+
+
+async def test_a_slow_reader_gets_everything_once_and_in_order(kit: Kit, client: Client) -> None:
+    """While it takes nothing, nothing is read for it, and its next look begins where it is."""
+    await kit.query(MUCH_TO_TELL.replace("1000", "200"))
+    cursors = client.api.cursors
+    head = f"GET {BASE}/events HTTP/1.0\r\nHost: x\r\nAuthorization: Bearer {client.token}\r\n"
+    asked = f"{head}Last-Event-ID: {cursors.write('ann', 0)}\r\n\r\n".encode()
+    async with connected(client.url, asked, room=4096) as (reader, writer):
+        await until(lambda: true(is_stuck(client)))
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**20)
+        text = b""
+        async with asyncio.timeout(10):
+            while b"event: ready" not in text[-70_000:]:
+                text += await reader.read(65_536)
+    versions = [cursors.read("ann", found.decode()) for found in re.findall(rb"\nid: (\S+)\n", text)]
+    assert versions == [*range(1, 201), 200]  # the last is that of `ready`
 
 
 @pytest.mark.usefixtures("short")

@@ -15,10 +15,10 @@ import structlog.testing
 from aiohttp.test_utils import BaseTestServer, TestServer
 from tests.process.place import GENCTL, Running, clean_env
 
-from genctl.services.asked import MODELS, model_of
+from genctl.services.asked import lacking, model_of
 from genctl.services.scenarios import REQUEST_ID, SCENARIOS, Scenario, marked
 from genctl.services.simulator import TYPES, app
-from genctl.tools.seedream4 import TOOL
+from genctl.tools.seedream4 import MODELS, TOOL
 
 AN_ID = re.compile(r"02\d{13}[0-9a-f]{38}")
 BODY: dict[str, Any] = {"model": "seedream-4-0-250828", "prompt": "a lighthouse"}
@@ -226,18 +226,18 @@ async def test_what_the_provider_would_not_take_is_refused(
 
 
 def test_the_page_tells_the_limits_of_each_model() -> None:
-    told = {}
+    told = set()
     for row in re.findall(r"^\| seedream-.*", PAGE.read_text(), re.MULTILINE):
         names, sizes, pixels, references, modes, lacks = (cell.strip() for cell in row.strip("|").split("|"))
         least, most = (int(number.replace(",", "")) for number in pixels.split(" to "))
         for name in names.split(", "):
-            told[model_of(name)] = (
-                sizes.split(", "), (least, most), int(references), modes.split(", "), lacks.split(),
-            )  # fmt: skip
-    assert told == {
-        model: (list(model.sizes), model.pixels, model.references, list(model.modes), list(model.lacks))
-        for model in MODELS
-    }
+            model = model_of(name)
+            assert tuple(sizes.split(", ")) == model.sizes
+            assert (least, most, int(references)) == (*model.pixels, model.images)
+            assert modes == ("standard, fast" if model.fast else "standard")
+            assert lacks.split() == lacking(name)
+            told.add(model)
+    assert told == set(MODELS.values())
 
 
 async def test_what_is_missing_is_named(client: Client) -> None:

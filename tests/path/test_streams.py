@@ -31,13 +31,14 @@ async def client(kit: Kit) -> AsyncIterator[Client]:
 
 @contextmanager
 def asked(api: Any) -> Iterator[list[int]]:
-    """For how many users each statement of the API asks meanwhile; -1 for any other than the bridge's."""
+    """For how many users each statement of the API asks meanwhile, but for probes; -1: it is not the bridge's."""
     found: list[int] = []
     line, db = api.bridge._listener, api.db
     ask, transact = line.ask, db._transact
 
     def by_the_line(params: Any, then: Any) -> None:
-        found.append(len(json.loads(params[0])))
+        if users := json.loads(params[0]):
+            found.append(len(users))
         ask(params, then)
 
     async def by_the_pool(*args: Any) -> Any:

@@ -19,7 +19,7 @@ def test_a_grant_names_the_user_and_can_be_repeated(place: Place) -> None:
     with locked(place.dsn):
         error = place.error("credits", "grant", "--user", "ann", "--amount", "7", exit_code=3)
     assert error["code"] == "AccountLocked"
-    said = "user ann has got nothing: the account is locked by another transaction: pid "
+    said = "user ann has got nothing: the account is locked by another transaction: it waits for pid "
     assert error["message"].startswith(said)
     runs(place, error["fix"])
     assert place.genctl("credits", "show", "ann")["balance"] == 1012
@@ -70,5 +70,5 @@ def test_a_pause_behind_a_locked_gate_is_told(place: Place) -> None:
         error = place.error("resume", exit_code=3)
         pid = person.info.backend_pid
     assert (error["code"], f"pg_terminate_backend({pid})" in error["fix"]) == ("Locked", True)
-    said = f"the gate of seedream4 is locked by another transaction: pid {pid} ("
+    said = f"the gate of seedream4 is locked by another transaction: it waits for pid {pid} ("
     assert error["message"].startswith(said)

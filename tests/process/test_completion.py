@@ -20,7 +20,7 @@ from tests.process.place import Place, Running, new_place
 from tests.process.test_cli_manner import HEAVY, every_command
 
 from genctl import cli
-from genctl.cli import complete, manual, remember, verbs
+from genctl.cli import complete, manual, verbs
 
 REFUSED = "OutputImageSensitiveContentDetected"
 BASH = """
@@ -104,7 +104,7 @@ def test_while_the_database_is_away_codes_are_completed_and_no_ids(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/away")
-    remember.main(tmp_path / "known.json")
+    complete.remember(tmp_path / "known.json")
     known = json.loads((tmp_path / "known.json").read_text())
     assert known["sessions"] == []
     assert REFUSED in known["codes"]

@@ -3,9 +3,10 @@
 Each user has a trouble of its own, named as the user is; the quiet ones have none.
 """
 
+import asyncio
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,6 +14,12 @@ import psycopg
 import pytest
 from tests.kit import until_sync
 from tests.process.place import Place
+
+from genctl.edges.db import Database
+from genctl.edges.sqs import Sqs
+from genctl.enqueue import enqueue
+from genctl.ops.enqueue import EnqueueOptions
+from genctl.tools.found import Tools
 
 USUAL_S = 12.0  # of a job that nobody holds up, on a machine that has much to do
 LOCKED = 10  # jobs of one user, and places of the worker
@@ -52,6 +59,21 @@ create trigger trouble before update on generation_sessions for each row execute
 def troubled(place: Place, users: Sequence[str]) -> None:
     """From now on these have trouble."""
     place.sql("insert into troubles select unnest(%s::text[])", list(users))
+
+
+def order(place: Place, users: Iterable[str], scenarios: Sequence[str] = ("success", "sensitive")) -> None:
+    """A job of each scenario for each of these users, all as one message."""
+
+    async def ordered() -> None:
+        settings = place.settings
+        tool = Tools.of(settings).named(settings.tool)
+        wanted = [EnqueueOptions(prompt="a", user=u, scenario=what) for u in users for what in scenarios]
+        orders = [one for options in wanted for one in options.orders(tool)]
+        async with Database.open(place.dsn, size=1) as db, await Sqs.connect(settings) as sqs:
+            queue = await sqs.queue(settings.queue)
+            await enqueue(orders, db=db, queue=queue, tool=tool.name, opening=1000)
+
+    asyncio.run(ordered())
 
 
 @contextmanager
@@ -117,11 +139,8 @@ def test_whoever_holds_what_one_user_needs_holds_up_nobody_else(place: Place, li
         place.sql(LIMITS)
     place.say("pause")
     place.say("resume")
-    for user in ("reservation", "no account", "hangs", "waits 57014", "waits 55P03", "waits 40001"):
-        for scenario in ("success", "sensitive"):
-            place.enqueue(scenario, user=user)
-    for scenario in ("success", "sensitive"):
-        place.enqueue(scenario, user="account", count=LOCKED // 2)
+    order(place, ["reservation", "no account", "hangs", "waits 57014", "waits 55P03", "waits 40001"])
+    order(place, ["account"] * (LOCKED // 2))
     session = place.enqueue("slow-success", user="session")
     long = place.enqueue("hang", user="long")
     with psycopg.connect(place.dsn, autocommit=True) as conn:
@@ -147,10 +166,7 @@ def test_whoever_holds_what_one_user_needs_holds_up_nobody_else(place: Place, li
             troubles.enter_context(
                 locked(place, "select from generation_sessions where user_id = 'session' for update")
             )
-            for user, scenario in [
-                (f"quiet {n}", scenario) for n in range(5) for scenario in ("success", "sensitive")
-            ]:
-                place.enqueue(scenario, user=user)
+            order(place, [f"quiet {n}" for n in range(5)])
             waiting = list[int]()
 
             def are_quiet_over() -> bool:
@@ -196,16 +212,11 @@ def test_what_the_database_refuses_waits_with_its_answer_also_across_a_kill(plac
     with psycopg.connect(place.dsn, autocommit=True) as conn:
         conn.execute(TROUBLES.encode())
     users = [*ALWAYS, "each update", "tells the row"]
-    for user in users:
-        for scenario in ("success", "sensitive"):
-            place.enqueue(scenario, user=user)
-    place.enqueue("large-error", user="tells the row")
+    order(place, users)
+    order(place, ["tells the row"], ["large-error"])
     troubled(place, users)
     with place.worker("--no-sweep", "--concurrency", "60") as worker:
-        for user, scenario in [
-            (f"quiet {n}", scenario) for n in range(10) for scenario in ("success", "sensitive")
-        ]:
-            place.enqueue(scenario, user=user)
+        order(place, [f"quiet {n}" for n in range(10)])
         until_sync(lambda: not open_of(place, "quiet%"), USUAL_S)
         until_sync(lambda: not open_of(place, "tells%"), USUAL_S)
         kept = "select distinct session_id from session_events where kind = 'answered'"

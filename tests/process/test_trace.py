@@ -24,6 +24,7 @@ def names(told: dict[str, Any]) -> list[str]:
 
 
 def test_the_way_of_a_failure_is_told_by_any_id_with_what_took_longest_and_its_copy(place: Place) -> None:
+    """It needs the database alone, and says where it could not look."""
     session = failed(place)
     told = place.genctl("sessions", "trace", session)
     assert list(told) == ["sessionId", "userId", "status", "run", "hops", "slowest", "dlq"]
@@ -33,22 +34,17 @@ def test_the_way_of_a_failure_is_told_by_any_id_with_what_took_longest_and_its_c
     assert told["slowest"]["gapMs"] == max(hop["gapMs"] or 0 for hop in told["hops"])
     copy = told["dlq"]["messageId"]
     assert f"message {copy}" in [hop["says"] for hop in told["hops"]]
-    for one in ("cart-7", copy[:-4]):
-        assert place.genctl("sessions", "trace", one)["sessionId"] == session
+    assert place.genctl("sessions", "trace", copy[:-4])["sessionId"] == session
     assert len(place.say("sessions", "trace", session, "-o", "jsonl").stdout.splitlines()) == len(WAY)
     assert set(place.copies()) == {place.body(session)}, "looking takes nothing away"
 
-
-def test_a_trace_needs_the_database_alone_and_says_what_it_could_not_look_into(place: Place) -> None:
-    session = failed(place)
     place.make_real()
-    done = place.say("sessions", "trace", session, AWS_ENDPOINT_URL_SQS=f"http://127.0.0.1:{free_port()}")
+    away = f"http://127.0.0.1:{free_port()}"
+    done = place.say("sessions", "trace", "cart-7", AWS_ENDPOINT_URL_SQS=away)
     assert "cannot look into the DLQ" in done.stderr
     table, _, summary = done.stdout.partition("\nsession ")
     assert summary.startswith(session)
-    assert [line.split()[1] for line in table.splitlines()[2:]] == [
-        hop["hop"] for hop in place.genctl("sessions", "trace", session)["hops"]
-    ]
+    assert [line.split()[1] for line in table.splitlines()[2:]] == names(told)
 
 
 def test_follow_shows_each_hop_as_it_comes_over_a_lost_connection_and_ends_with_the_session(
@@ -78,11 +74,7 @@ def test_an_id_of_nothing_is_not_found(place: Place) -> None:
 def test_sessions_are_listed_by_age(place: Place) -> None:
     old, new = place.enqueue(), place.enqueue()
     place.sql("update generation_sessions set created_at = now() - interval '3 hours' where id = %s", old)
-    for filters, found in {
-        ("--since", "1h"): [new],
-        ("--until", "1h"): [old],
-        ("--since", "4h"): [new, old],
-    }.items():
+    for filters, found in {("--since", "1h"): [new], ("--until", "1h"): [old]}.items():
         assert [row["sessionId"] for row in place.genctl("sessions", "list", *filters)] == found
 
 

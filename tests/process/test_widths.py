@@ -168,13 +168,10 @@ def shown(place: Place, line: str) -> dict[int, str]:
 
 
 @pytest.mark.parametrize(("line", "whole"), SHOWN + MORE, ids=[line for line, _ in SHOWN + MORE])
-def test_a_command_fits_terminals_from_80_columns_on_and_breaks_at_none(
-    filled: Place, line: str, whole: tuple[str, ...]
-) -> None:
+def test_a_command_fits_the_terminal(filled: Place, line: str, whole: tuple[str, ...]) -> None:
+    """Narrower ones than 80 columns are tried with what lays all this out: tests/unit/test_formats.py."""
     for columns, seen in shown(filled, line).items():
         assert seen
-        if columns < 80:
-            continue
         prose = [text for text in seen.splitlines() if not re.match(COPIED, text)]
         assert [text for text in prose if width(text) > columns] == []
         assert [word for word in whole if word not in seen] == []

@@ -5,7 +5,7 @@ import sys
 
 from genctl import cli
 
-WIDTHS = (40, 80, 120, 200)
+WIDTHS = (80, 120, 200)
 
 if __name__ == "__main__":
     for columns in WIDTHS:

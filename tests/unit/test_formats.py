@@ -124,6 +124,13 @@ def test_a_sheet_steers_no_terminal(thing: dict[str, object], room: int) -> None
     assert is_printable(formats.sheet(thing, room).replace("\n", ""))
 
 
+def test_a_finding_keeps_its_words_and_its_command_whole_on_a_narrow_terminal() -> None:
+    text = formats.findings([("failures", "attention", "9 in the last hour " * 4, "genctl doctor")], 40)
+    assert text.startswith("ATTENTION  failures")
+    assert text.count("hour") == 4
+    assert text.splitlines()[-1].strip() == "genctl doctor"
+
+
 def test_a_sheet_names_nested_values_by_their_path_and_wraps_long_ones() -> None:
     sheet = formats.sheet(
         {"id": 1, "error_details": {"code": "X", "more": {"a": None}}, "text": "word " * 20}, 60

@@ -28,6 +28,8 @@ async def test_a_front_end_gets_the_recorded_stream_and_the_rows_that_belong_to_
         then = await (await client.get(f"{base}/sessions/a", headers=origin)).json()
         assert (then["status"], then["run"]) == ("completed", 2)
         assert (await client.get(f"{base}/sessions/b")).status == 404
+        asked = await client.options(f"{base}/events", headers=origin)
+        assert (asked.status, asked.headers["Access-Control-Allow-Origin"]) == (204, origin["Origin"])
 
 
 @pytest.mark.parametrize("name", ["none.sse", "bad.sse"])

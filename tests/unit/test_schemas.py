@@ -65,7 +65,11 @@ def test_the_schemas_are_made_anew_after_a_change() -> None:
 @pytest.mark.parametrize("status", list(EVENTS))
 def test_events_and_items_are_what_the_schemas_say(status: Status, category: Category) -> None:
     row = session(status, category)
-    (event,) = sseclient.SSEClient(iter([sse.changed(row, "c3").text])).events()
+    told = row.error_details or row.result
+    change = sse.Change(
+        "ann", 1, 1, str(row.id), status, row.model, row.client_key, row.run, is_old=False, told=told
+    )
+    (event,) = sseclient.SSEClient(iter([sse.changed(change, "c3")])).events()
     conforms(EVENTS[status], event.data)
     item = msgspec.json.encode(sse.item(row), enc_hook=str)
     conforms("session", item)

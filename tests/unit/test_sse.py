@@ -1,6 +1,5 @@
-"""Events, cursors, backlogs, and what users may see."""
+"""Events, cursors, and what users may see."""
 
-from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -10,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genctl.domain import sse
-from genctl.domain.model import Category, Session, Status
+from genctl.domain.model import Category, Status
 
 CURSORS = sse.Cursors(b"k" * 32)
 TEXT = st.text(st.characters(), max_size=60) | st.sampled_from(
@@ -18,19 +17,18 @@ TEXT = st.text(st.characters(), max_size=60) | st.sampled_from(
 )
 
 
-def session(**facts: Any) -> Session:
+def change(status: Status, told: Any, **facts: Any) -> sse.Change:
     base: dict[str, Any] = {
-        "id": uuid4(), "user_id": "ann", "model": "seedream-4-0-250828", "prompt": "x",
-        "status": Status.FAILED, "run": 1, "attempts": 1, "unknowns": 0, "lease": 1,
-        "created_at": datetime(2026, 1, 1, tzinfo=UTC),
+        "user_id": "ann", "head": 7, "version": 7, "id": str(uuid4()), "model": "seedream-4-0-250828",
+        "client_key": None, "run": 1, "is_old": False,
     }  # fmt: skip
-    return Session(**base | facts)
+    return sse.Change(status=status, told=told, **base | facts)
 
 
 @given(TEXT, TEXT, TEXT)
 def test_no_text_of_anybody_can_end_a_line_or_add_an_event(key: str, model: str, message: str) -> None:
     details = {"category": "content_policy", "providerMessage": message, "userMessage": message}
-    text, _ = sse.changed(session(client_key=key, model=model, error_details=details), "ID")
+    text = sse.changed(change(Status.FAILED, details, client_key=key, model=model), "ID")
     assert text.isascii()
     assert b"\0" not in text
     assert text.count(b"\n") == 4
@@ -66,8 +64,7 @@ def test_ready_and_the_row_of_the_same_version_have_two_ids() -> None:
     ],
 )
 def test_the_event_is_the_state_of_the_row(status: Status, name: str, brings: str | None) -> None:
-    row = session(status=status, error_details={"code": "X"}, result={"images": []})
-    (event,) = sseclient.SSEClient(iter([sse.changed(row, "I").text])).events()
+    (event,) = sseclient.SSEClient(iter([sse.changed(change(status, {"code": "X"}), "I")])).events()
     assert event.event == name
     for field in ("error_details", "result"):
         assert (f'"{field}"' in event.data) is (field == brings)
@@ -90,28 +87,3 @@ def test_users_read_the_provider_only_where_it_speaks_of_their_request(category:
 def test_what_the_database_said_of_a_refund_is_not_for_users() -> None:
     seen = sse.for_user({"category": "server", "refundError": 'violates constraint "x" of table y'})
     assert seen == {"category": "server", "refundError": sse.LATER}
-
-
-@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 99)), max_size=40))
-def test_a_backlog_keeps_the_latest_of_each_session_in_their_order(puts: list[tuple[str, int]]) -> None:
-    backlog = sse.Backlog(3)
-    for n, (key, _) in enumerate(puts):
-        backlog.put(key, sse.Frame(f"{key}{n};".encode(), str(n)))
-    expected = sorted({key: n for n, (key, _) in enumerate(puts)}.items(), key=lambda pair: pair[1])
-    piece = backlog.take(10_000)
-    if not puts:
-        assert piece is None
-        return
-    assert piece == sse.Frame("".join(f"{key}{n};" for key, n in expected).encode(), str(expected[-1][1]))
-    assert len(backlog) == 0
-
-
-def test_a_backlog_is_taken_in_pieces() -> None:
-    backlog = sse.Backlog(10)
-    for n in range(10):
-        backlog.put(str(n), sse.Frame(b"x" * 100, str(n)))
-    assert backlog.is_full
-    piece = backlog.take(150)
-    assert piece
-    assert (len(piece.text), piece.id) == (200, "1")
-    assert not backlog.is_full

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 PROGRAM = "genctl"
 FRESH_S = 5.0  # then another process reads all anew
 KEPT_S = 86_400.0  # an older file counts as none
+MOST = 50  # sessions
+LIMIT_S = 3.0
 PLACES = ("DATABASE_URL", "GENCTL_HOME", "GENCTL_CONFIG", "XDG_DATA_HOME", "XDG_CONFIG_HOME")
 
 Completer = Callable[[click.Context, click.Parameter, str], list[Any]]
@@ -135,10 +137,54 @@ def _refresh(file: Path) -> None:
         env = {name: value for name, value in os.environ.items() if name != ASKED}
         subprocess.Popen(  # noqa: S603 - of our own words
             # (-P: nothing that lies in the working folder is imported)
-            [sys.executable, "-P", "-m", "genctl.cli.remember", str(file)],
+            [sys.executable, "-P", "-m", "genctl.cli.complete", str(file)],
             stdin=nothing,
             stdout=nothing,
             stderr=nothing,
             start_new_session=True,
             env=env,
         )
+
+
+def remember(file: Path) -> None:
+    """Write the file at once and whole, beside the shell that waits; only its owner may read it."""
+    import asyncio
+    from tempfile import NamedTemporaryFile
+
+    from genctl.ops.meaning import known_codes
+    from genctl.tools.found import found
+
+    tools, newest = found(), list[dict[str, str]]()
+    with suppress(Exception):  # nobody waits for what we would say
+        newest = asyncio.run(_newest())
+    known = {
+        "tools": [*tools.by_name],
+        "providers": [*tools.providers],
+        "codes": sorted({*known_codes([*tools.providers.values()])}),
+        "sessions": newest,
+    }
+    with NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as new:
+        json.dump(known, new)
+    os.replace(new.name, file)  # noqa: PTH105
+
+
+async def _newest() -> list[dict[str, str]]:
+    import asyncio
+
+    from genctl.base.printable import printable
+    from genctl.edges.db import Database
+    from genctl.ops.sessions import listed
+    from genctl.tools.found import load
+
+    filters = dict.fromkeys(("user", "status", "code", "since", "until"))
+    async with asyncio.timeout(LIMIT_S), Database.open(load().dsn(), size=1) as db:
+        rows = await listed(db, lambda _: None, **filters, limit=MOST)
+
+    def says(row: dict[str, Any]) -> str:
+        return printable(f"{(row['error_details'] or {}).get('code', row['status'])} of {row['userId']}")
+
+    return [{"id": str(row["sessionId"]), "status": str(row["status"]), "says": says(row)} for row in rows]
+
+
+if __name__ == "__main__":
+    remember(Path(sys.argv[1]))

@@ -118,7 +118,7 @@ def sheet(thing: Row, room: int | None) -> str:
         if rest and (width(value) > rest < 2 * LEAST or max(map(width, value.split()), default=0) > rest):
             text += f"{key}\n" + below(value, room)
         else:
-            text += pad(key, first) + wrapped(value, rest).replace("\n", "\n" + " " * first) + "\n"
+            text += pad(key, first) + hung(value, room, first) + "\n"
     return text
 
 
@@ -137,26 +137,32 @@ def findings(lines: Iterable[tuple[str, str, str, str]], room: int | None) -> st
         if rest and used + GAP > rest:
             gap = "\n" + " " * (first + second if width(go_on) <= rest else INDENT)
         head = f"{level if level == 'ok' else level.upper():{first}}{pad(subject, second)}"
-        body = wrapped(message, rest).replace("\n", "\n" + " " * (first + second))
-        text += head + body + (gap + go_on if go_on else "") + "\n"
+        text += (
+            head
+            + hung(message, rest and rest + first + second, first + second)
+            + (gap + go_on if go_on else "")
+            + "\n"
+        )
     return text
+
+
+def hung(text: str, room: int | None, indent: int) -> str:
+    """Wrap a text that begins in the column `indent`, and so do its other lines."""
+    return wrapped(text, max(room - indent, 1) if room else None).replace("\n", "\n" + " " * indent)
 
 
 def below(text: str, room: int | None) -> str:
     """Write what stands below its line: indented, and wrapped to the room."""
-    lines = wrapped(text, max(room - INDENT, 1) if room else None).splitlines()
-    return "".join(f"{'':{INDENT}}{line}\n" for line in lines)
+    return f"{'':{INDENT}}{hung(text, room, INDENT)}\n"
 
 
 def prose(text: str, room: int | None) -> str:
     """Write lines for people, wrapped to the room; what is wrapped is indented as its line is."""
     lines = [printable(line) for line in text.splitlines()]
-    margins = [" " * (len(line) - len(line.lstrip())) for line in lines]
+    indents = [len(line) - len(line.lstrip()) for line in lines]
     return "".join(
-        margin
-        + wrapped(line.lstrip(), room and max(room - len(margin), 1)).replace("\n", f"\n{margin}")
-        + "\n"
-        for margin, line in zip(margins, lines, strict=True)
+        f"{'':{indent}}{hung(line.lstrip(), room, indent)}\n"
+        for indent, line in zip(indents, lines, strict=True)
     )
 
 

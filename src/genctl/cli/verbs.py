@@ -13,6 +13,7 @@ VERBS = {
     "logs": "sessions trace, tail-failures",
     "ls": "sessions list, dlq list, runbook list",
     "peek": "dlq list, dlq show",
+    "ps": "status, sessions list",
     "publish": "enqueue",
     "purge": "dlq discard",
     "refund": "refunds check",

@@ -1,4 +1,4 @@
-"""Write rows as server-sent events, write and read cursors, hold the events that a stream has yet to write.
+"""Write rows as server-sent events, write and read cursors.
 
 An event is the state of a row as it is now, under its version. A cursor is a version bound to its user: we
 cannot read another user's cursor, or one of another secret.
@@ -35,13 +35,6 @@ _KEY_BYTES = 64  # that BLAKE2 takes
 _ENCODER = msgspec.json.Encoder(enc_hook=str)
 
 
-class Frame(NamedTuple):
-    """Hold one event's bytes, and its id if it has one."""
-
-    text: bytes
-    id: str | None = None
-
-
 class Change(msgspec.Struct, array_like=True):
     """Hold what a stream shows of a row, in the order of `facts` of the statement `changes`.
 
@@ -65,16 +58,6 @@ class Change(msgspec.Struct, array_like=True):
         """Take in what the row brings beside its facts."""
         self.told = told
 
-    @property
-    def error_details(self) -> Any:
-        """Return them; None unless the run has failed."""
-        return self.told if self.status == Status.FAILED else None
-
-    @property
-    def result(self) -> Any:
-        """Return it; None unless the run is completed."""
-        return self.told if self.status == Status.COMPLETED else None
-
 
 class Freshness(NamedTuple):
     """Tell whether nothing is missing, and since when; else `since` is the moment until when nothing was."""
@@ -83,10 +66,10 @@ class Freshness(NamedTuple):
     since: datetime
 
 
-def event(name: str, data: Mapping[str, Any], cursor: str | None = None) -> Frame:
+def event(name: str, data: Mapping[str, Any], cursor: str | None = None) -> bytes:
     """Write an event with one line of JSON, in ASCII, so that no character ends a line or turns it round."""
     head = f"event: {name}\n" if cursor is None else f"event: {name}\nid: {cursor}\n"
-    return Frame(b"%bdata: %b\n\n" % (head.encode("ascii"), _line(data)), cursor)
+    return b"%bdata: %b\n\n" % (head.encode("ascii"), _line(data))
 
 
 def _line(data: Mapping[str, Any]) -> bytes:
@@ -116,7 +99,7 @@ def _rest_of_heartbeat(freshness: Freshness) -> bytes:
     return b',"fresh":%b,"since":%b}\n\n' % (fresh, since)
 
 
-def changed(row: Session | Change, cursor: str) -> Frame:
+def changed(row: Change, cursor: str) -> bytes:
     """Write the row as it is: `failed`, `done` or `queued`."""
     data: dict[str, Any] = {
         "sessionId": row.id,
@@ -127,15 +110,10 @@ def changed(row: Session | Change, cursor: str) -> Frame:
         "version": row.version or 0,
     }
     if row.status == Status.FAILED:
-        data["error_details"] = for_user(row.error_details)
+        data["error_details"] = for_user(row.told)
     elif row.status == Status.COMPLETED:
-        data["result"] = row.result
-    return event(name_of(row), data, cursor)
-
-
-def name_of(row: Session | Change) -> str:
-    """Name the event that shows the row."""
-    return NAMES[row.status]
+        data["result"] = row.told
+    return event(NAMES[row.status], data, cursor)
 
 
 def for_user(details: Any) -> dict[str, Any] | None:
@@ -194,35 +172,3 @@ class Cursors(NamedTuple):
     def _proof(self, user: str, number: bytes) -> bytes:
         said = number + user.encode("utf-8", "replace")
         return blake2b(said, key=self.key[:_KEY_BYTES], digest_size=_PROOF_BYTES).digest()
-
-
-class Backlog(dict[str, Frame]):
-    """Hold events that a stream has yet to write: at most `room`, the latest of each key, oldest first."""
-
-    __slots__ = ("room",)
-
-    def __init__(self, room: int) -> None:
-        super().__init__()
-        self.room = room
-
-    @property
-    def is_full(self) -> bool:
-        """Tell whether there is no room for another event."""
-        return len(self) >= self.room
-
-    def put(self, key: str, frame: Frame) -> None:
-        """Add an event in place of an older one of the same session."""
-        self.pop(key, None)
-        self[key] = frame
-
-    def take(self, limit_bytes: int) -> Frame | None:
-        """Take the oldest events as one piece of about so many bytes, with its last id; None without any."""
-        if len(self) == 1:
-            return self.popitem()[1]
-        pieces, size, last = [], 0, None
-        while self and size < limit_bytes:
-            text, cursor = self.pop(next(iter(self)))
-            pieces.append(text)
-            size += len(text)
-            last = cursor or last
-        return Frame(b"".join(pieces), last) if pieces else None

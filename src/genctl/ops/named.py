@@ -28,10 +28,6 @@ class Cancelled(msgspec.Struct):
     credits: int = 0
     skipped: dict[str, int] = {}
 
-    def skip(self, why: str) -> None:
-        """Count a session that was left."""
-        self.skipped[why] = self.skipped.get(why, 0) + 1
-
 
 async def found(db: Database, ids: Sequence[str]) -> list[Session]:
     """Find the sessions that are named, each once. Raises GenctlError as find() does."""
@@ -100,7 +96,8 @@ async def cancel_named(settings: Settings, ids: Sequence[str], errand: Errand) -
                         db, session, provider=provider, most_attempts=settings.max_attempts, who=who()
                     )
                 except (NotWaitingError, LockedError) as error:
-                    done.skip("not waiting" if isinstance(error, NotWaitingError) else "locked")
+                    why = "not waiting" if isinstance(error, NotWaitingError) else "locked"
+                    done.skipped[why] = done.skipped.get(why, 0) + 1
                     errand.note(f"session {session.id}: {error.message}")
                 else:
                     done.cancelled += 1

@@ -11,10 +11,11 @@ from msgspec import UNSET, Meta, UnsetType
 
 from genctl.domain.model import meant
 from genctl.services.scenarios import SCENARIOS, Scenario, scenario_of
+from genctl.tools.seedream4 import MODELS, ModelLimits
 
 MAX_SET = 15  # references and results together
 MAX_REFERENCE_BYTES = 10 * 2**20
-SIDES = {"1K": 1024, "2K": 2048, "3K": 3072, "4K": 4096}
+SIDES = {"1K": 1024, "1.5K": 1536, "2K": 2048, "3K": 3072, "4K": 4096}
 
 
 class RefusedError(Exception):
@@ -24,32 +25,8 @@ class RefusedError(Exception):
         self.scenario = scenario
 
 
-class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """Tell what one model takes. `name` is a pattern, without the vendor before it and the date behind it.
-
-    The model refuses the parameters that it `lacks`, whatever their value.
-    """
-
-    name: str
-    sizes: tuple[str, ...]
-    pixels: tuple[int, int]
-    modes: tuple[str, ...] = ("standard",)
-    references: int = 14
-    lacks: tuple[str, ...] = ()
-
-
-MOST = 16_777_216  # pixels
-BOTH = ("standard", "fast")
-MODELS = (
-    Capabilities(name="seedream-4-0", sizes=("1K", "2K", "4K"), pixels=(921_600, MOST), modes=BOTH,
-           lacks=("output_format",)),
-    Capabilities(name="seedream-4-5", sizes=("2K", "4K"), pixels=(3_686_400, MOST), lacks=("output_format",)),
-    Capabilities(name="seedream-5-0(-lite)?", sizes=("2K", "3K", "4K"), pixels=(3_686_400, MOST)),
-    Capabilities(name="seedream-5-0-pro", sizes=("1K", "2K"), pixels=(921_600, 4_624_220), modes=BOTH,
-           references=10, lacks=("sequential_image_generation",)),
-)  # fmt: skip
 # behind an endpoint lies whichever model its owner chose: it takes what one of them takes
-ENDPOINT = Capabilities(name="ep", sizes=tuple(SIDES), pixels=(921_600, MOST), modes=BOTH)
+ENDPOINT = ModelLimits(tuple(SIDES), (921_600, 16_777_216), fast=True, formats=True)
 
 
 class SetOptions(msgspec.Struct, frozen=True):
@@ -136,31 +113,38 @@ def _without_nulls(value: Any) -> Any:
     return {name: _without_nulls(held) for name, held in value.items() if held is not None}
 
 
-def model_of(name: str) -> Capabilities:
+def model_of(name: str) -> ModelLimits:
     """Return the limits of the model of that name, or of that endpoint's id. Raises RefusedError."""
     if re.fullmatch(r"ep-\d{14}-\w{5}", name):
         return ENDPOINT
-    for model in MODELS:
-        if re.fullmatch(rf"(doubao-|dola-)?{model.name}-\d{{6}}", name):
+    for part, model in MODELS.items():
+        if re.fullmatch(rf"(doubao-|dola-)?{part}(lite-)?\d{{6}}", name):
             return model
     raise RefusedError(SCENARIOS["model-not-found"])
 
 
-def _check(asked: Asked, model: Capabilities) -> None:
+def lacking(name: str) -> list[str]:
+    """List the parameters that the model of that name refuses, whatever their value."""
+    without_formats = [] if model_of(name).formats else ["output_format"]
+    return without_formats + (["sequential_image_generation"] if "-pro-" in name else [])
+
+
+def _check(asked: Asked, model: ModelLimits) -> None:
     if not asked.prompt.strip():
         raise _invalid("prompt", "it must not be empty")
     if asked.stream:
         raise _invalid("stream", "the simulator does not stream")
     _check_size(asked, model)
     _check_references(asked, model)
-    if asked.optimize_prompt_options.mode not in model.modes:
-        raise _invalid("optimize_prompt_options.mode", f"it must be {' or '.join(model.modes)}")
-    for name in model.lacks:
+    modes = ("standard", "fast") if model.fast else ("standard",)
+    if asked.optimize_prompt_options.mode not in modes:
+        raise _invalid("optimize_prompt_options.mode", f"it must be {' or '.join(modes)}")
+    for name in lacking(asked.model):
         if getattr(asked, name) is not UNSET:
             raise _invalid(name, f"the parameter `{name}` is not supported by the current model")
 
 
-def _check_size(asked: Asked, model: Capabilities) -> None:
+def _check_size(asked: Asked, model: ModelLimits) -> None:
     if asked.size in model.sizes:
         return
     if not re.fullmatch(r"\d{1,5}x\d{1,5}", asked.size):
@@ -176,10 +160,10 @@ def _check_size(asked: Asked, model: Capabilities) -> None:
         raise _invalid("size", "aspect ratio must be between 1/16 and 16")
 
 
-def _check_references(asked: Asked, model: Capabilities) -> None:
+def _check_references(asked: Asked, model: ModelLimits) -> None:
     """Check the references without fetching or decoding them."""
-    if len(asked.references) > model.references:
-        raise _invalid("image", f"at most {model.references} images are allowed")
+    if len(asked.references) > model.images:
+        raise _invalid("image", f"at most {model.images} images are allowed")
     for image in asked.references:
         if not image.strip():
             raise RefusedError(SCENARIOS["reference-url"])

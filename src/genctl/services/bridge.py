@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from itertools import islice
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -39,18 +40,13 @@ TURNS = 500  # streams that get a heartbeat at once; then other work gets a turn
 log = structlog.stdlib.get_logger()
 
 
-class BridgeLook:
+class BridgeLook(NamedTuple):
     """Hold a query that is under way: for whom it asks, and about which of them no NOTIFY spoke."""
 
-    def __init__(
-        self, wanting: dict[str, list[OpenStream]], unannounced: set[str], epoch: int, *, proves: bool
-    ) -> None:
-        self.wanting = wanting
-        self.unannounced = unannounced
-        self.epoch = epoch
-        self.proves = proves  # the listener is asked, whose answer proves that it lives
-        self.began_ns = time.time_ns()
-        self.asked = [{"user_id": user, "after": _read_up_to(streams)} for user, streams in wanting.items()]
+    wanting: dict[str, list[OpenStream]]
+    unannounced: set[str]
+    proves: bool  # the listener is asked, whose answer proves that it lives
+    began_ns: int
 
 
 def _read_up_to(streams: list[OpenStream]) -> int | None:
@@ -77,7 +73,6 @@ class Bridge:
         self._asking: asyncio.Task[None] | None = None  # a look by the pool
         self._unannounced: set[str] = set()  # the due users of whom no NOTIFY spoke
         self._behind: set[str] = set()  # the users at whom we have not looked since we listen
-        self._epoch = 0  # of the listener
         self._proven_at: float | None = None  # the last sign of life; monotonic
         self._trouble: str | None = "starting"  # of the listener
         self._look_trouble: str | None = None
@@ -98,7 +93,7 @@ class Bridge:
             self._behind.discard(stream.user)
 
     def look(self, stream: OpenStream) -> None:
-        """Look whether there is more for a stream: it is new, or has room again."""
+        """Look whether there is more for a stream: it is new, or its client takes more again."""
         self._want([stream.user])
 
     def trouble(self) -> str | None:
@@ -146,8 +141,7 @@ class Bridge:
             attempt += 1
 
     def _connected(self, one: listener.Listener | None) -> None:
-        log.info("sse.listen.connected", again=self._epoch > 0, channels=CHANNELS)
-        self._epoch += 1
+        log.info("sse.listen.connected", again=self._proven_at is not None, channels=CHANNELS)
         self._listener = one
         self._behind = set(self.feeds.of)
         if one:
@@ -256,14 +250,14 @@ class Bridge:
             self._next()
 
     def _next(self) -> None:
-        """Begin a look at the due users whose streams have room."""
+        """Begin a look at the due users whose clients take what we write."""
         self._pause = None
         while self._due and not self._look and not self._pause:
             users = list(islice(self._due, USERS))
             for user in users:
                 del self._due[user]
-            wanting = {user: streams for user in users if (streams := self.feeds.with_room(user))}
-            if self._behind:  # a stream without room looks by itself when it has some
+            wanting = {user: streams for user in users if (streams := self.feeds.taking(user))}
+            if self._behind:  # a stream that is stuck looks by itself when it is not
                 self._behind.difference_update(user for user in users if user not in wanting)
             if wanting:
                 backstopped = self._unannounced & wanting.keys()
@@ -275,19 +269,20 @@ class Bridge:
 
     def _begin(self, wanting: dict[str, list[OpenStream]], unannounced: set[str]) -> None:
         one = self._listener
-        look = self._look = BridgeLook(wanting, unannounced, self._epoch, proves=one is not None)
+        self._look = BridgeLook(wanting, unannounced, one is not None, time.time_ns())
+        asked = [{"user_id": user, "after": _read_up_to(streams)} for user, streams in wanting.items()]
         if wanting:
             self.metrics.looks.inc()
         if one:
-            one.ask([msgspec.json.encode(look.asked), b"%d" % feeds.PAGE], self._answered)
+            one.ask([msgspec.json.encode(asked), b"%d" % feeds.PAGE], self._answered)
         else:
-            self._asking = asyncio.get_running_loop().create_task(self._ask_by_the_pool(look))
+            self._asking = asyncio.get_running_loop().create_task(self._ask_by_the_pool(asked))
 
-    async def _ask_by_the_pool(self, look: BridgeLook) -> None:
+    async def _ask_by_the_pool(self, asked: list[dict[str, Any]]) -> None:
         """Ask while there is no listener."""
         answer: listener.Answer
         try:
-            rows = await self.db.rows("changes", asked=as_json(look.asked), limit=feeds.PAGE)
+            rows = await self.db.rows("changes", asked=as_json(asked), limit=feeds.PAGE)
             answer = [[*row.values()] for row in rows]
         except GenctlError as error:
             answer = error
@@ -304,8 +299,7 @@ class Bridge:
         self._look_trouble = None
         if look.proves:
             self._prove()
-        if look.epoch == self._epoch:
-            self._behind.difference_update(look.wanting)
+        self._behind.difference_update(look.wanting)  # no look outlives its listener
         for user, found in feeds.by_user(answer).items():
             here = self.feeds.of.get(user, ())
             streams = [stream for stream in look.wanting[user] if stream in here]

@@ -10,11 +10,10 @@ import resource
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from enum import Enum, auto
 from ipaddress import IPv6Address, ip_address, ip_network
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import Any, Literal, NamedTuple, NoReturn, Self
 
 import h11
 import structlog
@@ -27,7 +26,6 @@ from genctl.services.site import Front
 LARGEST_HEAD_BYTES = 32 * 1024
 MOST_HEADERS = 100
 IDLE_S = 75.0  # longer than a proxy keeps its own, or its next request meets our end
-CLOSE_S = 5.0  # for a reader that takes nothing of its last answer
 DEAD_PEER_MS = 45_000
 LOOK_S = 1.0
 RESERVED_FILES = 96  # database, queue, files of the page, logs, and connections that we are cutting
@@ -53,20 +51,12 @@ class ConnectionLimits(NamedTuple):
         return cls(total, min(per_address, max(1, total // 2)), total - max(1, total // 8))
 
 
-class Waiting(Enum):
-    """Name what a peer lets us wait for."""
-
-    HEAD = auto()  # from the first moment, or byte, to its end; TLS that comes by mistake never ends one
-    BODY = auto()
-    REQUEST = auto()  # the next one
-    READER = auto()  # to take what we write
-
-
-WITHIN_S = {
-    Waiting.HEAD: 10.0,
-    Waiting.BODY: 30.0,
-    Waiting.REQUEST: IDLE_S + 1,  # uvicorn's own timer comes first
-    Waiting.READER: 11.0,  # a stream's own comes first
+Waiting = Literal["head", "body", "request", "reader"]
+WITHIN_S: dict[Waiting, float] = {
+    "head": 10.0,  # from the first moment, or byte, to its end; TLS that comes by mistake never ends one
+    "body": 30.0,
+    "request": IDLE_S + 1,  # the next one; uvicorn's own timer comes first
+    "reader": 11.0,  # to take what we write, also the last of it; a stream's own comes first
 }
 
 
@@ -82,10 +72,6 @@ class Connections:
         self._waiting: dict[ServedConnection, None] = {}
         self._of_address: Counter[str] = Counter()  # of those that wait
         self._shed = 0  # since the last look
-        self._closing: dict[ServedConnection, float] = {}
-
-    def __iter__(self) -> Iterator["ServedConnection"]:
-        return iter(self._open)
 
     async def watch(self) -> None:
         """Cut the connections whose time is over, for ever, and log in one line how many went for others."""
@@ -97,10 +83,6 @@ class Connections:
         """Look once."""
         for connection in [one for one in self._waiting if one.is_overdue(now)]:
             connection.give_up()
-        closing = {one: self._closing.get(one, now) for one in self._open if one.transport.is_closing()}
-        for connection in [one for one, since in closing.items() if now - since > CLOSE_S]:
-            connection.abort()
-        self._closing = closing
         if self._metrics:
             self._metrics.connections.set(len(self._open) + self.kept)
             self._metrics.shed.inc(self._shed)
@@ -149,7 +131,7 @@ class Connections:
     def _cut(self, connection: "ServedConnection") -> None:
         self._shed += 1
         self.closed(connection)
-        connection.abort()
+        connection.transport.abort()
 
 
 class _Conversation(h11.Connection):
@@ -208,10 +190,6 @@ class ServedConnection(H11Protocol):
         self.connection_lost(ConnectionAbortedError("handed over"))  # without a reason it would close it
         return self.transport, self._all.release
 
-    def abort(self) -> None:
-        """Cut the connection: closing would wait for a reader that does not read."""
-        self.transport.abort()
-
     def is_overdue(self, now: float) -> bool:
         """Tell whether the peer has let us wait for too long."""
         return self._waits_for is not None and now - self._since > WITHIN_S[self._waits_for]
@@ -219,14 +197,15 @@ class ServedConnection(H11Protocol):
     def give_up(self) -> None:
         """End the connection, and tell a peer that has begun a request why."""
         match self._waits_for:
-            case Waiting.READER:
-                self.abort()
-            case Waiting.BODY if not self.cycle.response_started:
+            case "reader":
+                self.transport.abort()  # closing would wait for it
+            case "body" if not self.cycle.response_started:
                 self.send_refusal(408, "Request Timeout", "the body did not come in time")
-            case Waiting.HEAD if self.conn.trailing_data[0]:
+            case "head" if self.conn.trailing_data[0]:
                 self.send_refusal(408, "Request Timeout", "the request did not come in time")
             case _:
                 self.transport.close()
+        self._turn()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (of uvicorn)
         """Refuse a request that uvicorn could not read."""
@@ -254,7 +233,7 @@ class ServedConnection(H11Protocol):
         if (option := getattr(socket, "TCP_USER_TIMEOUT", None)) is not None:  # Linux
             with suppress(OSError):  # a Unix socket has none
                 transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, option, DEAD_PEER_MS)
-        self._waits_for, self._since = Waiting.HEAD, time.monotonic()
+        self._waits_for, self._since = "head", time.monotonic()
         self._all.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -280,28 +259,26 @@ class ServedConnection(H11Protocol):
     def _turn(self, *, begins: bool = False) -> None:
         """Note what we wait for from here on; `begins` when an answer is over and all begins anew."""
         waits_for = self._next()
-        if begins and waits_for is Waiting.HEAD:
-            waits_for = Waiting.REQUEST
-        if waits_for is self._waits_for and not begins:
+        if begins and waits_for == "head":
+            waits_for = "request"
+        if waits_for == self._waits_for and not begins:
             return
         self._all.go_on(self)
         self._waits_for, self._since = waits_for, time.monotonic()
         if self._is_proxy:
-            has_head = waits_for is Waiting.BODY
+            has_head = waits_for == "body"
             self.address = _whose(self._all.front.client(dict(self.scope))) if has_head else None
         if waits_for is not None:
             self._all.wait(self)
 
     def _next(self) -> Waiting | None:
-        if self.transport.is_closing():
-            return None
-        if self.flow.write_paused:
-            return Waiting.READER
+        if self.transport.is_closing() or self.flow.write_paused:
+            return "reader"
         match self.conn.their_state:
             case h11.IDLE:
-                return Waiting.HEAD
+                return "head"
             case h11.SEND_BODY:
-                return Waiting.BODY
+                return "body"
         return None
 
 

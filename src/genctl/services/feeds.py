@@ -1,9 +1,11 @@
-"""Give the open streams what a query has found: each change once, in order, as far as there is room.
+"""Give the open streams what a query has found: each change once, in order, as far as their clients take it.
 
-A stream that has no room stays where it is, and the bridge reads for it again once it has some.
+A stream whose client takes nothing stays where it is, and the bridge reads for it again once that takes more.
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -15,7 +17,6 @@ from genctl.edges.db import read_stored
 from genctl.edges.listener import Texts
 from genctl.services.metrics import Metrics
 from genctl.services.stream import OpenStream
-from genctl.tools import Tool
 from genctl.tools.found import Tools
 
 PAGE = 100  # rows of one user in one query; the rest comes with the next
@@ -25,33 +26,21 @@ _FACTS = msgspec.json.Decoder(sse.Change)
 log = structlog.stdlib.get_logger()
 
 
-class UserChanges:
+class UserChanges(NamedTuple):
     """Hold what one query says of a user: the newest version, and the rows above the version asked for."""
 
-    def __init__(self, head: int) -> None:
-        self.head = head
-        self.changes: list[sse.Change] = []
-        self._rows = 0
-        self._last = 0
-
-    def add(self, change: sse.Change) -> None:
-        """Take in a row, but pass over one of an adopted table that is not ours."""
-        self._rows += 1
-        self._last = change.version or 0
-        if change.status in sse.NAMES:
-            self.changes.append(change)
-        else:
-            log.warning("sse.odd_row", sessionId=change.id, error=f"no status of ours: {change.status!r:.80}")
+    head: int
+    rows: list[sse.Change]
 
     @property
     def is_all(self) -> bool:
         """Tell whether the query has found all there is."""
-        return self._rows < PAGE
+        return len(self.rows) < PAGE
 
     @property
     def through(self) -> int:
         """Return the version up to which these are all the changes."""
-        return self.head if self.is_all else self._last
+        return self.head if self.is_all else self.rows[-1].version or 0
 
 
 def by_user(rows: Iterable[Texts]) -> dict[str, UserChanges]:
@@ -59,13 +48,11 @@ def by_user(rows: Iterable[Texts]) -> dict[str, UserChanges]:
     found: dict[str, UserChanges] = {}
     for facts, told in rows:
         change = _FACTS.decode(facts or b"")
-        of_user = found.get(change.user_id)
-        if of_user is None:
-            of_user = found[change.user_id] = UserChanges(change.head)
+        of_user = found.setdefault(change.user_id, UserChanges(change.head, []))
         if change.id is not None:
             if told is not None:
                 change.bring(read_stored(told))
-            of_user.add(change)
+            of_user.rows.append(change)
     return found
 
 
@@ -75,64 +62,57 @@ class Feeds:
     def __init__(self, cursors: sse.Cursors, metrics: Metrics, tools: Tools) -> None:
         self.of: dict[str, list[OpenStream]] = {}
         self._cursors = cursors
-        self._tools = tools
         self._emitted = {name: metrics.emitted.labels(name) for name in ("failed", "done", "queued")}
-        self._tells: dict[tuple[str, str | None], bool] = {}
+        self._tells = lru_cache(MOST_KNOWN)(lambda tool, model: tools.tells(tools.about(tool), model))
 
-    def with_room(self, user: str) -> list[OpenStream]:
-        """List a user's streams that have room for more."""
-        return [stream for stream in self.of.get(user, ()) if not stream.backlog.is_full]
+    def taking(self, user: str) -> list[OpenStream]:
+        """List a user's streams whose clients take what we write."""
+        return [stream for stream in self.of.get(user, ()) if not stream.stuck_at]
 
     def give(self, user: str, streams: list[OpenStream], found: UserChanges, looked_ns: int) -> None:
-        """Put what was found into the backlogs of a user's streams, and have them write it.
-
-        The look for it began at `looked_ns` of time.time_ns().
-        """
+        """Have a user's streams write what a look has found; it began at `looked_ns` of time.time_ns()."""
+        streams = [stream for stream in streams if not stream.stuck_at]
         for stream in streams:
             stream.meet(found.head)
-        for change in found.changes:
+        for change in found.rows:
+            if change.status not in sse.NAMES:  # a row of an adopted table that is not ours
+                why = f"no status of ours: {change.status!r:.80}"
+                log.warning("sse.odd_row", sessionId=change.id, error=why)
+                continue
             of = change.traceparent
             with spans.span("genctl.event", parent=of, began_ns=looked_ns, session=change.id, run=change.run):
                 self._hand_out(change, streams)
         for stream in streams:
             if stream.read_up_to(found.through, found.head):
                 cursor = self._cursors.write(user, found.head, ready=True)
-                stream.backlog.put("ready", sse.event("ready", {"lastEventId": cursor}, cursor))
+                stream.put(sse.event("ready", {"lastEventId": cursor}, cursor), cursor)
             stream.flush()
 
     def _hand_out(self, change: sse.Change, streams: list[OpenStream]) -> None:
-        """Give a row to each stream that has not had it yet; those that are full stay where they are."""
+        """Give a row to each stream that has not had it yet; one that gets stuck stays where it is."""
         version = change.version or 0
         takers = [stream for stream in streams if stream.takes(version)]
-        if not (told := [stream for stream in takers if self._is_told(stream.tool, change.model)]):
+        if not (told := [stream for stream in takers if self._tells(stream.tool.name, change.model)]):
             return
         whose = {"sessionId": change.id, "userId": change.user_id}
         lines.info("sse.session.lookup", **whose, model=change.model, status=change.status, run=change.run)
-        frame = sse.changed(change, self._cursors.write(change.user_id, version))
+        cursor = self._cursors.write(change.user_id, version)
+        event, name = sse.changed(change, cursor), sse.NAMES[change.status]
         for stream in told:
-            stream.backlog.put(change.id or "", frame)
-        name = sse.name_of(change)
+            stream.put(event, cursor)
         self._emitted[name].inc(len(told))
         lines.info(
             "sse.emit",
             **whose,
             sseEvent=name,
             status=change.status,
-            hasErrorDetails=change.error_details is not None,
+            hasErrorDetails=name == "failed" and change.told is not None,
             streams=len(told),
         )
-
-    def _is_told(self, tool: Tool, model: str | None) -> bool:
-        """Tell whether the streams of a tool show sessions of a model."""
-        key = (tool.name, model)
-        if (told := self._tells.get(key)) is None:
-            if len(self._tells) > MOST_KNOWN:
-                self._tells.clear()
-            told = self._tells[key] = self._tools.tells(tool, model)
-        return told
 
 
 def late(found: UserChanges, streams: list[OpenStream]) -> list[sse.Change]:
     """List what a look without a NOTIFY has found too late to be merely faster: a NOTIFY was lost."""
     seen = min((one.last for one in streams if one.ready and one.last is not None), default=found.head)
-    return [change for change in found.changes if (change.version or 0) > seen and change.is_old]
+    rows = [change for change in found.rows if change.status in sse.NAMES]
+    return [change for change in rows if (change.version or 0) > seen and change.is_old]

@@ -5,7 +5,6 @@ A recording is NAME.sse and NAME.json, as in docs/streams/: the list before, the
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,6 +45,7 @@ class Recording:
             web.get(f"{base}/credits", self._credits),
             web.get(f"{base}/events", self._stream),
             web.get("/whoami", self._who),
+            web.options("/{path:.*}", _anything),
         ]
 
     async def _list(self, _: web.Request) -> web.StreamResponse:
@@ -67,7 +67,7 @@ class Recording:
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         """Play it from the beginning, then stay silent but for heartbeats."""
-        headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", **allowed(request)}
+        headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
         self._began = False
@@ -81,25 +81,14 @@ class Recording:
             await response.write(b'event: heartbeat\ndata: {"lastEventId":null}\n\n')
 
 
-def allowed(request: web.Request) -> dict[str, str]:
-    """Return the headers by which any origin may read the answer: it holds nothing of anybody."""
-    origin = request.headers.get("Origin")
-    if origin is None:
-        return {}
-    return {
-        "Access-Control-Allow-Origin": origin,
-        "Access-Control-Allow-Credentials": "true",
-        "Access-Control-Allow-Headers": "Authorization, Content-Type, Last-Event-ID",
-        "Vary": "Origin",
-    }
+async def for_any_origin(request: web.Request, response: web.StreamResponse) -> None:
+    """Let a front end of any origin read an answer: it holds nothing of anybody."""
+    if origin := request.headers.get("Origin"):
+        response.headers["Access-Control-Allow-Origin"] = origin
+        response.headers["Access-Control-Allow-Credentials"] = "true"
+        response.headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type, Last-Event-ID"
+        response.headers["Vary"] = "Origin"
 
 
-@web.middleware
-async def for_any_origin(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Let a front end of any origin read all answers."""
-    response = web.Response(status=204) if request.method == "OPTIONS" else await handler(request)
-    if not response.prepared:
-        response.headers.update(allowed(request))
-    return response
+async def _anything(_: web.Request) -> web.StreamResponse:
+    return web.Response(status=204)

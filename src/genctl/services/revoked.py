@@ -30,7 +30,6 @@ class Revocations:
         self._ids: dict[str, datetime] = {}  # with the time after which the token has expired anyway
         self._users: dict[str, float] = {}  # tokens issued up to then (Unix time) are revoked
         self._since = EARLIEST
-        self._trouble = ""
 
     def refuses(self, one: Claims) -> bool:
         """Tell whether a token or ticket is revoked; one without its time of issue counts as an old one."""
@@ -56,11 +55,8 @@ class Revocations:
         while True:
             try:
                 await self.look()
-                self._trouble = ""
             except GenctlError as error:
-                if error.message != self._trouble:
-                    log.warning("api.revocations.unread", error=error.message, fix=error.fix)
-                self._trouble = error.message
+                log.warning("api.revocations.unread", error=error.message, fix=error.fix)
                 self._since = EARLIEST  # the clock of whoever takes over may be behind
             await asyncio.sleep(EVERY_S)
 

@@ -80,10 +80,10 @@ async def serve(host: str, port: int, recording: Recording | None = None) -> Non
 
 def app(recording: Recording | None = None) -> web.Application:
     """Make the server as an application, for a process or a test to run."""
-    middlewares = [for_any_origin] if recording else []
-    made = web.Application(client_max_size=MAX_REQUEST_BYTES, middlewares=middlewares)
+    made = web.Application(client_max_size=MAX_REQUEST_BYTES)
     if recording:
         made.router.add_routes(recording.routes())
+        made.on_response_prepare.append(for_any_origin)
     made[STOPPING] = asyncio.Event()
     made[ONCE] = Once()
     made.on_shutdown.append(_stop)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from genctl.services.streams import Streams
 
 HEARTBEAT_S = 15.0
-ROOM = 256  # events that wait in one backlog; while it is full the bridge does not read for it
 PIECE_BYTES = 32 * 1024  # of one write
 MAX_AGE_S = (2700.0, 3600.0)
 RETRY_MS = (1000, 3000)
@@ -24,16 +23,16 @@ WRITE_TIMEOUT_S = 10.0
 
 
 class OpenStream(asyncio.Protocol):
-    """Write one open response. The bridge reads the rows for it and puts the events into its backlog.
+    """Write one open response. The bridge reads the rows for it, but not while its client takes nothing.
 
     `last` is the version up to which the bridge has read, None: from now on. The stream is `ready` once that
     was the newest version.
     """
 
     __slots__ = (
-        "_beat_at", "_chunked", "_ends_at", "_has_vouched", "_is_open", "_last_id", "_opened_on", "_streams",
-        "_told_stale", "backlog", "due_at", "is_over", "last", "ready", "release", "stuck_at", "token",
-        "tool", "transport", "user",
+        "_beat_at", "_chunked", "_ends_at", "_is_open", "_last_id", "_opened_on", "_pieces",
+        "_size", "_streams", "_told_fresh", "due_at", "is_over", "last", "ready", "release", "stuck_at",
+        "token", "tool", "transport", "user",
     )  # fmt: skip
 
     def __init__(
@@ -44,16 +43,16 @@ class OpenStream(asyncio.Protocol):
         self.tool = tool
         self.last = last
         self.ready = False
-        self.is_over = False  # it ends after its backlog, and its client comes back
-        self.backlog = sse.Backlog(ROOM)
+        self.is_over = False  # it ends once all is written, and its client comes back
+        self._pieces: list[bytes] = []  # what is put and not written
+        self._size = 0
         now, self._opened_on = time.monotonic(), time.time()
         self.stuck_at = 0.0  # since then the client takes nothing; 0: it does
         self._streams = streams
         self._chunked = chunked
         self._is_open = True
         self._last_id: str | None = None  # the last one written
-        self._told_stale = False  # by the last heartbeat
-        self._has_vouched = False  # by `ready`
+        self._told_fresh = False  # by `ready` or the last heartbeat
         self._beat_at = now + HEARTBEAT_S
         self._ends_at = now + min(token.expires_at - self._opened_on, random.uniform(*MAX_AGE_S))  # noqa: S311 - jitter
         self.due_at = min(self._beat_at, self._ends_at)  # its next turn
@@ -66,7 +65,7 @@ class OpenStream(asyncio.Protocol):
         self.transport, self.release = transport, release
         first = sse.retry(random.randint(*RETRY_MS))  # noqa: S311 - jitter
         if reset:
-            first += sse.event("reset", {"reason": "this event id is not known"}).text
+            first += sse.event("reset", {"reason": "this event id is not known"})
         self._write(first)
 
     def meet(self, head: int) -> None:
@@ -75,49 +74,49 @@ class OpenStream(asyncio.Protocol):
         A cursor above it means an older database, as a restored backup is: the client must fetch again.
         """
         if self.last is not None and self.last > head:
-            self.backlog.clear()
-            self.backlog.put("reset", sse.event("reset", {"reason": "the history has changed"}))
+            self.put(sse.event("reset", {"reason": "the history has changed"}))
             self.is_over = self.ready  # or it would write ids again that it has written
             self.last = head
         elif self.last is None:
             self.last = head
 
     def takes(self, version: int) -> bool:
-        """Tell whether a version is new to the stream and there is room for it; it counts as read then."""
-        is_new = self.last is not None and self.last < version and not self.backlog.is_full
+        """Tell whether a version is new to the stream and its client takes more; it counts as read then."""
+        is_new = self.last is not None and self.last < version and not self.stuck_at
         if is_new:
             self.last = version
         return is_new
 
     def read_up_to(self, version: int, head: int) -> bool:
-        """Note how far the bridge has read for it, if there is room; tell whether that makes it ready."""
-        if not self.backlog.is_full:
+        """Note how far the bridge has read for it, if it took all; tell whether that makes it ready."""
+        if not self.stuck_at:
             self.last = max(self.last or 0, version)
-        was_ready, self.ready = self.ready, self.ready or self.last == head
-        return self.ready and not was_ready
+        if self.ready or self.last != head:
+            return False
+        self.ready = self._told_fresh = True  # `ready` vouches, too
+        return True
+
+    def put(self, event: bytes, cursor: str | None = None) -> None:
+        """Write an event, whose id is the cursor, together with those that follow at once."""
+        self._pieces.append(event)
+        self._size += len(event)
+        self._last_id = cursor or self._last_id
+        if self._size >= PIECE_BYTES:
+            self._write_pieces()
 
     def flush(self) -> None:
-        """Write the backlog, as far as the client takes it."""
-        backlog = self.backlog
-        was_full = backlog.is_full
-        while self._is_open and not self.stuck_at and (piece := backlog.take(PIECE_BYTES)):
-            self._last_id = piece.id or self._last_id
-            self._write(piece.text)
-        if not backlog:
-            if self.ready:
-                self._correct()
-            if self.is_over:
-                self.end()
-                return
-        if was_full and not backlog.is_full:  # the bridge has read nothing for it meanwhile
-            self._streams.bridge.look(self)
-
-    def _correct(self) -> None:
-        """Write a heartbeat where what we have told of the freshness is wrong: `ready` vouches, too."""
-        if not self._has_vouched:
-            self._has_vouched, self._told_stale = True, False
-        if self._told_stale is self._streams.bridge.freshness.fresh:
+        """Write what is put."""
+        self._write_pieces()
+        if self.ready and self._told_fresh is not self._streams.bridge.freshness.fresh:
             self.beat()
+        if self.is_over:
+            self.end()
+
+    def _write_pieces(self) -> None:
+        if self._pieces and self._is_open:
+            self._write(b"".join(self._pieces))
+        self._pieces.clear()
+        self._size = 0
 
     def beat(self) -> None:
         """Write a heartbeat, unless the client takes nothing."""
@@ -125,7 +124,7 @@ class OpenStream(asyncio.Protocol):
             freshness = self._streams.bridge.freshness
             if freshness.fresh and not self.ready:
                 freshness = sse.Freshness(fresh=False, since=datetime.fromtimestamp(self._opened_on, UTC))
-            self._told_stale = not freshness.fresh
+            self._told_fresh = freshness.fresh
             self._write(sse.heartbeat(self._last_id, freshness))
 
     def turn(self, now: float) -> bool:
@@ -180,6 +179,7 @@ class OpenStream(asyncio.Protocol):
         if self._is_open:
             self.stuck_at = 0.0
             self.flush()
+            self._streams.bridge.look(self)  # which has read nothing for it meanwhile
 
     def connection_lost(self, _: Exception | None) -> None:
         """Leave: the client has gone, or was cut off."""

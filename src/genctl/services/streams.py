@@ -1,6 +1,6 @@
 """Hold the open streams: each takes its connection over once its head is written.
 
-A stream writes what the bridge puts into its backlog, and a heartbeat every 15 s. It ends when the client
+A stream writes what the bridge gives it, and a heartbeat every 15 s. It ends when the client
 leaves, its token ends, the client is too slow, the stream is too old, its user has opened newer ones, or the
 server goes down. One timer turns for all streams.
 """
@@ -111,5 +111,5 @@ class Streams:
                     self.metrics.slow.inc()
 
 
-_BYE = sse.event("bye", {"reason": "the server is going down"}).text
-_REPLACED = sse.event("bye", {"reason": "this user has opened newer streams", "why": "newer stream"}).text
+_BYE = sse.event("bye", {"reason": "the server is going down"})
+_REPLACED = sse.event("bye", {"reason": "this user has opened newer streams", "why": "newer stream"})
