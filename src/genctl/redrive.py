@@ -9,6 +9,7 @@ redrive finds the copy stale and sends the missing message, and so does the swee
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
@@ -17,8 +18,8 @@ import msgspec
 import structlog
 
 from genctl.domain import decide
-from genctl.domain.deadletters import Choice, Letter, LetterPlan, Terms, at_most, plan
-from genctl.domain.model import Job, MalformedMessageError, Session, Status
+from genctl.domain.deadletters import Choice, Letter, LetterPlan, Terms, at_most, number, plan
+from genctl.domain.model import MalformedMessageError, Session, Status
 from genctl.edges.db import Database, as_json
 from genctl.edges.db_errors import DataRefusedError, LockedError
 from genctl.edges.deadline import lock_s
@@ -27,27 +28,22 @@ from genctl.enqueue import send_jobs
 from genctl.ledger import WAIT_S, AccountLockedError, movement
 from genctl.pipeline import Pipeline
 
-MOST_DIGITS = 12  # of a number in an attribute, as anybody may send attributes
 ACCOUNT_LOCKED = "its user's account is locked"
 
 log = structlog.stdlib.get_logger()
 
 
 class RedrivenLetter(NamedTuple):
-    """Say what became of one letter: we have carried out its plan, unless `error` says why not (yet).
+    """Say what became of one letter: we have carried out its plan, unless `error` says why not (yet)."""
 
-    `message` is None if a person has named the session.
-    """
-
-    message: Message | None
     letter: Letter
     step: LetterPlan
     error: str | None = None
 
     @property
     def is_gone(self) -> bool:
-        """Tell whether the message has left the DLQ."""
-        return self.step.action != "skip" and self.error is None
+        """Tell whether its message has left the DLQ."""
+        return bool(self.letter.receipt) and self.step.action != "skip" and self.error is None
 
 
 async def letters(messages: Sequence[Message], db: Database) -> list[Letter]:
@@ -82,41 +78,27 @@ async def redrive(
     Raises GenctlError when a dependency is away: the jobs that it has redriven run, the others stay in the
     DLQ.
     """
-    return await _carried_out(await chosen(messages, pipeline.db, choice), pipeline, terms, most)
+    meant = [letter for _, letter in await chosen(messages, pipeline.db, choice)]
+    return await retry(meant, pipeline, terms, most=most)
 
 
-async def retry(letters: Sequence[Letter], pipeline: Pipeline, terms: Terms) -> list[RedrivenLetter]:
-    """Give named sessions their next runs, by the rules of a redrive; return what became of each.
-
-    Raises GenctlError as redrive() does. A copy of the run before stays in the DLQ, and is stale.
-    """
-    return await _carried_out([(None, letter) for letter in letters], pipeline, terms, len(letters))
-
-
-async def _carried_out(
-    meant: Sequence[tuple[Message | None, Letter]], pipeline: Pipeline, terms: Terms, most: int
+async def retry(
+    letters: Sequence[Letter], pipeline: Pipeline, terms: Terms, *, most: int | None = None
 ) -> list[RedrivenLetter]:
-    steps = at_most(plan([letter for _, letter in meant], terms), most)
-    taken = [RedrivenLetter(*pair, step) for pair, step in zip(meant, steps, strict=True)]
+    """Give the sessions of letters their next runs, at most `most`; return what became of each letter.
+
+    Raises GenctlError as redrive() does. A copy that was not a letter here stays in the DLQ, and is stale.
+    """
+    steps = at_most(plan(letters, terms), len(letters) if most is None else most)
+    taken = [RedrivenLetter(*pair) for pair in zip(letters, steps, strict=True)]
     refused: dict[str | UUID, str] = {}
-    wanted = [result.letter.row for result in taken if result.step.action == "requeue" and result.letter.row]
+    wanted = [letter.row for letter, step, _ in taken if step.action == "requeue" and letter.row]
     queued = await _requeue(wanted, pipeline, terms, refused)
-    late = [
-        nth for nth, f in enumerate(taken) if f.step.action == "requeue" and f.letter.session_id not in queued
-    ]
-    if late:  # another redrive was faster, or the user has spent the credits: plan again by the rows of now
-        again = await _joined([taken[nth].letter for nth in late], pipeline.db)
-        for nth, letter, planned in zip(late, again, plan(again, terms), strict=True):
-            step = _without_requeue(planned, letter, refused)
-            taken[nth] = taken[nth]._replace(letter=letter, step=step)
+    for nth, (letter, step, _) in enumerate(taken):
+        if step.action == "requeue" and letter.session_id not in queued:
+            why = refused.get(letter.user or "") or refused.get(letter.session_id or "")
+            taken[nth] = RedrivenLetter(letter, LetterPlan("skip", why or "could not be queued"))
     return await _sent_and_deleted(taken, queued, pipeline)
-
-
-def _without_requeue(step: LetterPlan, letter: Letter, refused: dict[str | UUID, str]) -> LetterPlan:
-    if step.action != "requeue":
-        return step
-    whose = [key for key in (letter.user, letter.session_id) if key in refused]
-    return LetterPlan("skip", refused[whose[0]] if whose else "could not be queued")
 
 
 async def _requeue(
@@ -179,37 +161,29 @@ async def _sent_and_deleted(
         else result
         for result in results
     ]
-    done = [result.message for result in sent if result.is_gone and result.message]
-    errors = await pipeline.dlq.delete([message.receipt for message in done]) if done else []
-    for message, why in zip(done, errors, strict=True):
+    done = [result.letter for result in sent if result.is_gone]
+    errors = await pipeline.dlq.delete([letter.receipt for letter in done]) if done else []
+    for letter, why in zip(done, errors, strict=True):
         if why is not None:  # the copy is stale now, and the next redrive drops it
-            log.warning("redrive.delete.failed", messageId=message.message_id, error=why)
+            log.warning("redrive.delete.failed", messageId=letter.message_id, error=why)
     return sent
-
-
-def _job(message: Message) -> Job | None:
-    try:
-        return decide.read_job(message.body)
-    except MalformedMessageError:
-        return None
 
 
 def unjoined(message: Message) -> Letter:
     """Read a message, still without its row."""
-    job, attributes = _job(message), message.attributes
-    run = job.run if job else None
+    said = {"code": "Unknown"} | message.attributes
+    session_id = run = None
+    with suppress(MalformedMessageError):
+        job = decide.read_job(message.body)
+        session_id, run = job.session_id, number(said.get("run")) if job.run is None else job.run
     return Letter(
         message_id=message.message_id,
+        receipt=message.receipt,
         sent_at=message.sent_at,
         receive_count=message.system.receive_count,
-        code=attributes.get("code", "Unknown"),
-        session_id=job.session_id if job else None,
-        run=_number(attributes.get("run")) if job and run is None else run,
-        category=attributes.get("category"),
-        attempts=_number(attributes.get("attempts")),
-        provider_status=_number(attributes.get("providerStatus")),
-        first_failed_at=attributes.get("firstFailedAt"),
-        failed_at=attributes.get("failedAt"),
+        said=said,
+        session_id=session_id,
+        run=run,
     )
 
 
@@ -219,7 +193,7 @@ def _letter_of(session: Session) -> Letter:
         message_id="",
         sent_at=session.completed_at or session.read_at or datetime.now(UTC),
         receive_count=0,
-        code=decide.error_code(session) if session.status is Status.FAILED else None,
+        said={"code": decide.error_code(session)} if session.status is Status.FAILED else {},
         session_id=session.id,
         run=session.run,
     )
@@ -235,7 +209,3 @@ def _with_row(letter: Letter, row: dict[str, Any] | None) -> Letter:
 def _session(row: dict[str, Any]) -> Session | None:
     """Read a row; return None for one of an adopted table that is not a session of ours."""
     return Session.readable(row, lambda odd, why: log.warning("redrive.odd_row", sessionId=odd, error=why))
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isascii() and text.isdigit() and len(text) < MOST_DIGITS else None

@@ -1,6 +1,7 @@
-"""Redrives on request, each in a fork that kills itself at one moment: before or after the n-th call.
+"""Redrives on request, each in a fork that kills itself after the n-th call that changes anything.
 
-A line of stdin is {queue, at: n, ...settings}; the answer is `killed`, or `done` when there are fewer calls.
+What others see is the same from there until the next such call. A line of stdin is {queue, at: n, ...settings};
+the answer is `killed`, or `done` when there are fewer calls.
 """
 
 import asyncio
@@ -19,20 +20,21 @@ from genctl.edges.sqs import Sqs
 from genctl.ops import redrive as ops
 from genctl.ops import sampling
 
+CHANGES = {
+    *("ReceiveMessage", "SendMessageBatch", "DeleteMessageBatch", "ChangeMessageVisibilityBatch"),
+    *("requeue", "mark_enqueued"),
+}
 moments = 0
 
 
 def deadly(call: Callable[..., Awaitable[Any]], at: int) -> Callable[..., Awaitable[Any]]:
-    def moment() -> None:
+    async def called(self: Any, *what: Any, **more: Any) -> Any:
         global moments  # noqa: PLW0603
-        moments += 1
+        answer = await call(self, *what, **more)
+        names = {one[0] if isinstance(one, tuple) else one for one in what}
+        moments += bool(names & CHANGES)
         if moments == at:
             os.kill(os.getpid(), signal.SIGKILL)
-
-    async def called(*args: Any, **more: Any) -> Any:
-        moment()
-        answer = await call(*args, **more)
-        moment()
         return answer
 
     return called

@@ -21,7 +21,6 @@ LEFT_OUT = {
     "services/simulator.py",  # the provider runs in this process, too
     "services/asked.py",
     "services/scenarios.py",
-    "edges/http.py",  # options of the socket, where the call opens a connection
     "edges/spans.py",  # does nothing where nobody traces
 }
 LOG = str(SOURCE / "base/log.py")

@@ -105,12 +105,13 @@ async def test_what_sqs_moved_by_itself_is_listed_shown_and_redriven(kit: Kit) -
     await kit.pipeline.queue.send([Outgoing(body) for body in (kit.body(failed), orphan, *strange)])
     await give_up_on_all(kit)
 
-    listed = (await dlq.look_at(kit.settings, Choice(), lambda *_: nullcontext(lambda _: None))).listed()
-    assert listed["seen"] == 3 + len(strange)
-    assert {message["code"] for message in listed["messages"]} == {"Unknown"}
-    states = Counter(message["state"] for message in listed["messages"])
+    found = await dlq.look_at(kit.settings, Choice(), lambda *_: nullcontext(lambda _: None))
+    listed = [letter.item() for letter in found.letters]
+    assert found.counts["seen"] == 3 + len(strange)
+    assert {message["code"] for message in listed} == {"Unknown"}
+    states = Counter(message["state"] for message in listed)
     assert states == {"current": 1, "active": 1, "orphan": 1, "foreign": len(strange)}
-    by_state = {message["state"]: message for message in listed["messages"]}
+    by_state = {message["state"]: message for message in listed}
     for message in by_state.values():
         shown = await dlq.shown(kit.settings, message["messageId"])
         assert (shown["messageId"], shown["attributes"]) == (message["messageId"], {})

@@ -140,17 +140,15 @@ async def test_the_api_cancels_what_waits_and_tells_every_stream(kit: Kit, clien
     assert await client.get("/credits") == {"balance": 1000, "held": 0}
 
 
-@pytest.mark.parametrize(("scenario", "why"), [("success", "completed"), ("sensitive", "failed")])
-async def test_what_has_ended_is_409_and_stays_as_it_is(
-    kit: Kit, client: Client, scenario: str, why: str
-) -> None:
-    session = await kit.enqueue(scenario)
-    await kit.work()
-    before = await client.get(f"/sessions/{session.id}")
-    status, said = await ask_to_cancel(client, session)
-    assert (status, said["error"]["code"]) == (409, "NotWaiting")
-    assert why in said["error"]["message"]
-    assert await client.get(f"/sessions/{session.id}") == before
+async def test_what_has_ended_is_409_and_stays_as_it_is(kit: Kit, client: Client) -> None:
+    for scenario, why in (("success", "completed"), ("sensitive", "failed")):
+        session = await kit.enqueue(scenario)
+        await kit.work()
+        before = await client.get(f"/sessions/{session.id}")
+        status, said = await ask_to_cancel(client, session)
+        assert (status, said["error"]["code"]) == (409, "NotWaiting")
+        assert why in said["error"]["message"]
+        assert await client.get(f"/sessions/{session.id}") == before
 
 
 async def test_nobody_cancels_what_is_not_theirs(kit: Kit, client: Client) -> None:

@@ -51,7 +51,7 @@ from genctl.tools.wire import Wire
 
 T = TypeVar("T")
 
-EXAMPLES = int(os.environ.get("GENCTL_TEST_INTERLEAVINGS", "6"))
+EXAMPLES = int(os.environ.get("GENCTL_TEST_INTERLEAVINGS", "3"))
 USERS = ("ann", "bob")
 OPENING = 20
 LIMITS = decide.Limits(attempts=3, unknowns=1)

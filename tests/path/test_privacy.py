@@ -3,16 +3,16 @@
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from tests.kit import Kit, locked
 from tests.path.test_redrive import failed, redriven
 
-from genctl.cli import terminal
 from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError, Session, Status
-from genctl.edges.db import as_json
+from genctl.edges.db import Database, as_json
 from genctl.ledger import movement
 from genctl.ops import privacy, sampling
-from genctl.ops.bulk import Purpose, history
+from genctl.ops.bulk import Errand, history
 
 WORDS = ("a test", "[scenario:", "https://", "sensitive information", "a lighthouse", "error.message")
 ARCHIVED = """
@@ -20,7 +20,7 @@ ARCHIVED = """
     values (gen_random_uuid(), 'ann', 'seedream-4-0-250828', 'a lighthouse', 'archived', '["a lighthouse"]'),
       (gen_random_uuid(), 'ann', 'seedream-4-0-250828', 'a lighthouse', 'archived', '{"code": {"of": "a lighthouse"}}')
 """  # by a product
-PURPOSE = Purpose("privacy erase", lambda **_: "genctl privacy erase --user ann", "she asked")
+ERRAND = Errand("privacy erase", lambda **_: "genctl privacy erase --user ann", "she asked", note=pytest.fail)
 
 
 @pytest.fixture(autouse=True)
@@ -35,9 +35,9 @@ async def exported(kit: Kit, user: str = "ann") -> list[dict[str, Any]]:
     return records
 
 
-async def erased(kit: Kit, user: str = "ann") -> privacy.Erased:
-    progress = terminal.progress
-    return await privacy.erase(kit.settings, user, PURPOSE, progress=progress, note=pytest.fail)
+async def erased(kit: Kit, user: str = "ann", errand: Errand = ERRAND) -> dict[str, int]:
+    """What was erased, without what was not."""
+    return {what: n for what, n in (await privacy.erase(kit.settings, user, errand)).items() if n}
 
 
 async def everything(kit: Kit) -> str:
@@ -101,7 +101,7 @@ async def test_an_erasure_leaves_ids_codes_costs_and_times_and_no_word(kit: Kit)
     before = [await kit.row(session) for session in sessions]
     ledger = await kit.query("select * from credit_ledger order by id")
     done = await erased(kit)
-    assert done == privacy.Erased(sessions=6, values=1, messages=3, commands=2)
+    assert done == {"sessions": 6, "values": 1, "messages": 3, "commands": 2}
     text = await everything(kit)
     mine = "\n".join(line for line in text.splitlines() if str(other.id) not in line)
     assert [word for word in WORDS if word in mine] == []
@@ -128,21 +128,21 @@ async def test_an_erasure_that_was_cut_short_is_run_again_and_one_that_is_done_d
 ) -> None:
     monkeypatch.setattr(privacy, "PAGE", 2)
     sessions = [await failed(kit) for _ in range(5)]
-    original, calls = privacy._erase_sessions, 0
+    row, pages = Database.row, 0
 
-    async def cut(*args: Any) -> int:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
+    async def cut(db: Database, name: str, **params: Any) -> Any:
+        nonlocal pages
+        pages += name == "erase_sessions"
+        if pages == 3:
             raise GenctlError("DatabaseGone", "cut")
-        return await original(*args)
+        return await row(db, name, **params)
 
-    monkeypatch.setattr(privacy, "_erase_sessions", cut)
-    with pytest.raises(GenctlError, match="cut"):
+    with monkeypatch.context() as broken, pytest.raises(GenctlError, match="cut"):
+        broken.setattr(Database, "row", cut)
         await erased(kit)
     assert [bool((await kit.row(session)).erased_at) for session in sessions] == [True] * 4 + [False]
-    assert (await erased(kit)).sessions == 1
-    assert await erased(kit) == privacy.Erased()
+    assert (await erased(kit))["sessions"] == 1
+    assert await erased(kit) == {}
 
 
 async def test_an_erased_session_gets_no_further_run(kit: Kit) -> None:
@@ -175,7 +175,9 @@ async def test_a_session_that_begins_meanwhile_is_left_as_it_is_and_counted(
         return found | {"live": 0}
 
     monkeypatch.setattr(privacy, "_known", before)
-    assert await erased(kit) == privacy.Erased(live=1)
+    notes: list[str] = []
+    assert await erased(kit, errand=replace(ERRAND, note=notes.append)) == {"live": 1}
+    assert notes == ["1 session began meanwhile or are locked: run it again"]
     assert (await kit.row(waiting)).prompt == waiting.prompt
     (entry,) = await history(kit.db, 1)
     assert entry["state"] == "stopped"
@@ -185,6 +187,6 @@ async def test_a_session_that_begins_meanwhile_is_left_as_it_is_and_counted(
 async def test_a_session_that_somebody_has_locked_is_counted_and_left_for_the_next_time(kit: Kit) -> None:
     session = await failed(kit)
     with locked(kit.settings.dsn(), "generation_sessions"):
-        assert (await erased(kit)).locked == 1
+        assert (await erased(kit, errand=replace(ERRAND, note=lambda _: None)))["locked"] == 1
     assert (await kit.row(session)).prompt == session.prompt
-    assert (await erased(kit)).sessions == 1
+    assert (await erased(kit))["sessions"] == 1

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 from tests.kit import Kit
 
-from genctl.ops.report import report
+from genctl.ops.report import markdown, report
 
 
 async def test_pieces_without_a_failure_are_told_and_a_later_refund_counts(kit: Kit) -> None:
@@ -23,16 +23,16 @@ async def test_pieces_without_a_failure_are_told_and_a_later_refund_counts(kit: 
     )
     now = datetime.now(UTC)
     told = await report(kit.db, now - timedelta(minutes=30), now + timedelta(minutes=1))
-    (row,) = told.failures
+    (row,) = told["failures"]
     assert (row["runs"], row["credits"]) == (2, 8)
-    counts = [piece["failed"] for piece in told.timeline]
+    counts = [piece["failed"] for piece in told["timeline"]]
     assert len(counts) > 15
     assert (counts[0], counts[-1], sum(counts)) == (1, 1, 2)
-    assert " 0 failed" in told.markdown()
+    assert "2 jobs of 1 user failed" in markdown(told)
 
 
 async def test_nothing_happened(kit: Kit) -> None:
     now = datetime.now(UTC)
     told = await report(kit.db, now - timedelta(hours=1), now)
-    assert (told.failures, told.timeline, told.totals["users"]) == ([], [], 0)
-    assert "0 jobs of 0 users failed" in told.markdown()
+    assert (told["failures"], told["timeline"], told["users"]) == ([], [], 0)
+    assert "0 jobs of 0 users failed" in markdown(told)

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-import pytest
 from tests.kit import Kit
 
 from genctl.domain.verdicts import SecondJudgment
@@ -12,10 +11,7 @@ from genctl.ops import status, verdicts
 SINCE = datetime.now(UTC) - timedelta(days=1)
 
 
-async def test_a_trial_names_sessions_calls_and_refunds_and_writes_nothing(
-    kit: Kit, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verdicts, "PAGE", 2)
+async def test_a_trial_names_sessions_calls_and_refunds_and_writes_nothing(kit: Kit) -> None:
     refused = [await kit.enqueue("invalid-parameter") for _ in range(5)]
     other = await kit.enqueue("sensitive")
     for _ in range(6):
@@ -33,7 +29,7 @@ async def test_a_trial_names_sessions_calls_and_refunds_and_writes_nothing(
     assert (group.verdict, group.would_be, group.failures) == ("fatal", "retry", 5)
     assert (group.more_calls, group.refunds, group.credits) == (10, 5, 20)
     assert (trial.failures, trial.changed, lines) == (6, 5, [])
-    assert len(done) == 3
+    assert sum(done) <= 90_000
     assert await kit.query("select * from generation_sessions order by id") == before
     assert await kit.query("select count(*) from session_events") == events
 

@@ -161,7 +161,7 @@ async def test_what_people_look_at_is_as_in_tables_of_our_own(wide: Kit) -> None
     lines = tail(wide.db, None, since=since, follow=False, fail_after_s=None, note=notes.append)
     assert [line["sessionId"] async for line in lines] == [bad.id]
     told = await report(wide.db, since, since + timedelta(hours=1))
-    assert (told.totals["users"], [(row["runs"], row["credits"]) for row in told.failures]) == (1, [(1, 4)])
+    assert (told["users"], [(row["runs"], row["credits"]) for row in told["failures"]]) == (1, [(1, 4)])
     lines_of_status = await status.look(dataclasses.replace(wide.settings, api_url="http://127.0.0.1:9"))
     assert [line.message for line in lines_of_status if "PostgreSQL" in line.message] == []
     assert await gate.waiting_users(wide.db) == set()

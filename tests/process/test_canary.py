@@ -146,8 +146,11 @@ def test_no_secret_comes_out_of_a_pipeline_whose_provider_repeats_it(canary: Pla
     assert rows[0]["n"] == len(SAID)
     tables = ("generation_sessions", "session_events", "tool_gates")
     texts += [json.dumps(canary.sql(f"select to_jsonb(t)::text as it from {table} t")) for table in tables]
-    for command in (["sessions", "list"], ["tail-failures", "--since", "1h", "--no-follow"], ["dlq", "list"]):
-        texts += [canary.say(*command, "-o", form).stdout for form in FORMATS]
+    texts += [canary.say("sessions", "list", "-o", form).stdout for form in FORMATS]
+    texts += [
+        canary.say(*command).stdout
+        for command in (["tail-failures", "--since", "1h", "--no-follow"], ["dlq", "list"])
+    ]
     canary.genctl("dlq", "export", str(canary.folder / "x.jsonl"))
     texts.append((canary.folder / "x.jsonl").read_text())
     assert [leak for text in texts for leak in leaks(text)] == []
@@ -188,7 +191,7 @@ def test_no_secret_comes_out_of_what_fails(canary: Place) -> None:
         texts = []
         (canary.folder / "book.yaml").write_text(BOOK)
         for args in (
-            *(["config", "show", "-o", form] for form in FORMATS),
+            *(["config", "show", "-o", form] for form in ("table", "json")),
             ["doctor", "-o", "json"],
             ["status", "--debug"],
             ["sessions", "list", "-o", "json"],
@@ -198,7 +201,7 @@ def test_no_secret_comes_out_of_what_fails(canary: Place) -> None:
             ["runbook", "run", str(canary.folder / "book.yaml"), "--report", str(canary.folder / "r.md")],
             ["config", "show", "-S", f"api_url=ftp://u:{CANARY['api_url']}@h"],
         ):
-            for more in ({}, bad_tls) if args[0] in {"doctor", "status"} or "json" in args else ({},):
+            for more in ({}, bad_tls) if args[0] in {"config", "doctor"} else ({},):
                 with canary.start(*args, **troubles | more) as running:
                     running.end(within_s=60)
                     texts += [*running.texts()]

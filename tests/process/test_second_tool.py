@@ -213,7 +213,7 @@ from datetime import UTC, datetime
 from genctl.domain.classify import classify
 from genctl.domain.details import build
 from genctl.domain.model import Success
-from genctl.ops.recorded import RecordedAnswer
+from genctl.ops.meaning import RecordedAnswer
 from genctl_tool_example import TOOL
 import msgspec
 for line in msgspec.json.Decoder(RecordedAnswer).decode_lines(open(sys.argv[1], "rb").read()):

@@ -120,9 +120,9 @@ def test_watch_draws_over_itself_until_ctrl_c(place: Place, monkeypatch: pytest.
     terminal.until("1 waiting")
     terminal.type("\x03")
     assert terminal.end() == 130
-    screens = terminal.seen.split("\x1b[H")
-    assert all(re.match(r"\d\d:\d\d:\d\d, every 2 s\x1b", screen) for screen in screens[1:])
-    assert max(len(line) for screen in screens for line in screen.replace("\x1b[K", "").splitlines()) <= 80
+    screens = terminal.seen.split("\x1b[2J\x1b[1;1H")
+    assert all(re.match(r"\d\d:\d\d:\d\d, every 2 s\r?\n", screen) for screen in screens[1:])
+    assert max(len(line) for screen in screens for line in screen.splitlines()) <= 80
     assert all(screen.count("\n") < 24 for screen in screens)
 
 

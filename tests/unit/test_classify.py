@@ -30,7 +30,7 @@ from genctl.domain.envelopes import GENERIC
 from genctl.domain.model import Answer, Category, ErrorDetails, Failure, NoAnswer, Outcome, Success
 from genctl.domain.providers import UNKNOWN, Provider
 from genctl.domain.rules import BY_STATUS, SENTENCES, UNKNOWN_STATUSES, Rule
-from genctl.ops.recorded import RecordedAnswer
+from genctl.ops.meaning import RecordedAnswer
 from genctl.tools.found import Tools
 
 NOW = datetime(2025, 11, 2, 10, 11, 12, tzinfo=UTC)

@@ -20,8 +20,14 @@ SERVER = {
     "idle_s": None,
     "idle_pid": None,
 }
+
+
+def after(receives: int) -> str:
+    return json.dumps({"deadLetterTargetArn": "arn:aws:sqs:x:1:jobs-dlq", "maxReceiveCount": str(receives)})
+
+
 QUEUE = {
-    "RedrivePolicy": json.dumps({"deadLetterTargetArn": "arn:aws:sqs:x:1:jobs-dlq", "maxReceiveCount": "50"}),
+    "RedrivePolicy": after(50),
     "VisibilityTimeout": "30",
     "MessageRetentionPeriod": "345600",
 }
@@ -55,6 +61,8 @@ def test_the_server_is_judged_by_what_it_says_of_itself(
     [
         ({}, {}, {}),
         ({"RedrivePolicy": ""}, {}, {"redrive": WARNING}),
+        *[({"RedrivePolicy": after(receives)}, {}, {"redrive": ERROR}) for receives in (5, 9)],
+        *[({"RedrivePolicy": after(receives)}, {}, {"redrive": WARNING}) for receives in (10, 49)],
         ({}, {"QueueArn": "arn:aws:sqs:x:1:another"}, {"redrive": WARNING}),
         ({"VisibilityTimeout": "29"}, {}, {"visibility": WARNING}),
         ({"VisibilityTimeout": "43200"}, {}, {"visibility": WARNING}),

@@ -8,7 +8,8 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.test_classify import CORPUS, NOW, OTHERS, PROVIDERS, error, json_values
+from tests.unit.test_classify import NOW, OTHERS, PROVIDERS, error, json_values
+from tests.unit.test_meaning import CORPUS
 
 from genctl import cli
 from genctl.domain import details

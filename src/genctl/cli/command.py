@@ -199,7 +199,6 @@ def when(text: str) -> datetime:
 
 DURATION = click.types.FuncParamType(duration)
 WHEN = click.types.FuncParamType(when)
-reason_option = click.option("--reason", metavar="T", help="Why; `genctl dlq history` tells it.")
 yes_option = click.option("--yes", metavar="[=NAME]", help="Answer the question with yes.")
 
 

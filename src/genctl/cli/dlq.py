@@ -9,18 +9,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genctl.cli import complete, terminal
-from genctl.cli.command import WHEN, Group, Rate, again_options, reason_option, yes_option
+from genctl.cli.command import WHEN, Group, Rate, again_options
+from genctl.cli.errand import DRY_RUN, errand_options
 from genctl.cli.output import Output
 from genctl.domain.model import Category
 
 if TYPE_CHECKING:
     from genctl.domain.deadletters import Choice
+    from genctl.ops.bulk import Errand
 
 COLUMNS = (
     "sentAt", "messageId", "code", "category", "userId", "sessionId", "run", "attempts", "expiresAt", "state",
 )  # fmt: skip
 PLAN = ("action", "why", "credits", "messageId", "code", "userId", "sessionId", "run")
+HISTORY = ("id", "command", "state", "beganAt", "who", "outcome", "why", "reason", "goOn")
 SOME = click.IntRange(1)
+CODES = complete.names("codes")
 FILE = click.Path(dir_okay=False, path_type=Path)
 all_option = click.option("--all", "every", is_flag=True, help="All messages: without it name a filter.")
 
@@ -37,26 +41,22 @@ def dlq() -> None:
     """Look at the dead-letter queue, and bring its jobs back."""
 
 
-def choosing(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that choose messages; the command gets `choose`, which makes a Choice of them.
+def choosing(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that choose messages; the command gets a Choice.
 
     A command that has `--all` needs it, or one of these options, unless it only shows what it would do.
     """
+    failed, categories = complete.sessions("failed"), Categories([category.value for category in Category])
     options = (
+        click.option("--code", metavar="CODE", shell_complete=CODES, help="Only this failure code."),
         click.option(
-            "--code", metavar="CODE", shell_complete=complete.names("codes"), help="Only this failure code."
-        ),
-        click.option(
-            "--category",
-            type=Categories([category.value for category in Category]),
-            metavar="C[,C...]",
-            help="Only these categories, such as server.",
+            "--category", type=categories, metavar="C[,C...]", help="Only these categories, such as server."
         ),
         click.option("--user", metavar="U", help="Only this user's."),
         click.option(
             "--session",
             metavar="ID",
-            shell_complete=complete.sessions("failed"),
+            shell_complete=failed,
             help="Only this session's; any of its ids will do.",
         ),
         click.option("--since", type=WHEN, metavar="T", help="Failed since then (2h, or RFC 3339)."),
@@ -64,28 +64,22 @@ def choosing(command: Callable[..., None]) -> Callable[..., None]:
     )
 
     @wraps(command)
-    def chosen(out: Output, **given: Any) -> None:
+    def chosen(out: Output, **given: Any) -> Any:
+        from genctl.domain.model import GenctlError
+
         names = ("code", "category", "user", "session", "since", "until")
         wanted = {name: given.pop(name) for name in names}
-        if "every" in given:
-            is_filtered = any(value is not None for value in wanted.values())
-            _check_all(out, is_filtered=is_filtered, every=given.pop("every"), dry_run=given["dry_run"])
-        command(out, choose=lambda: _choice(out, **wanted), **given)
+        is_filtered, is_all = any(wish is not None for wish in wanted.values()), given.pop("every", None)
+        if is_all and is_filtered:
+            raise click.UsageError("--all and a filter exclude each other")
+        if is_all is False and not is_filtered and not given["errand"].dry_run:
+            told = "without a filter this means every message of the DLQ; --all says so"
+            raise GenctlError("NoFilter", told, out.again(every=True), exit_code=2)
+        return command(out, choice=_choice(out, **wanted), **given)
 
     for option in reversed(options):
         chosen = option(chosen)
     return chosen
-
-
-def _check_all(out: Output, *, is_filtered: bool, every: bool, dry_run: bool) -> None:
-    """Raise GenctlError (exit 2) where a person names no filter, and has not said that all are meant."""
-    from genctl.domain.model import GenctlError
-
-    if every and is_filtered:
-        raise click.UsageError("--all and a filter exclude each other")
-    if not (every or is_filtered or dry_run):
-        told = "without a filter this means every message of the DLQ; --all says so"
-        raise GenctlError("NoFilter", told, out.again(every=True), exit_code=2)
 
 
 def _choice(out: Output, *, session: str | None, **more: Any) -> "Choice":
@@ -113,7 +107,7 @@ def _choice(out: Output, *, session: str | None, **more: Any) -> "Choice":
 )
 @click.option("--group-by", type=click.Choice(["code", "category", "user", "hour"]), help="Count instead.")
 @choosing
-def list_(out: Output, *, group_by: str | None, choose: "Callable[[], Choice]") -> None:
+def list_(out: Output, *, group_by: str | None, choice: "Choice") -> None:
     """List the messages without consuming them, each joined to its session.
 
     SQS counts each look as a receive, and hides the messages for a moment.
@@ -121,17 +115,17 @@ def list_(out: Output, *, group_by: str | None, choose: "Callable[[], Choice]") 
     from genctl.ops import dlq as ops
     from genctl.ops.sampling import sampled
 
-    found = out.run(ops.look_at(out.settings, choose(), terminal.progress))
+    found = out.run(ops.look_at(out.settings, choice, terminal.progress))
     if found.warning:
         terminal.note(f"warning: {found.warning}")
-    seen = sampled(found.seen, found.approximate)
+    seen = sampled(**found.counts)
     if group_by:
-        groups = ops.grouped(found.letters, group_by)
-        out.emit(groups, text=lambda: ops.drawn(groups, terminal.room()) if groups else "", answer=seen)
+        out.emit(ops.grouped(found.letters, group_by), columns=(group_by, "messages"), answer=seen)
         return
-    listed = found.listed()
-    rows = found.lines() if out.form in {"table", "csv"} else listed["messages"]
-    out.emit(listed, rows=rows, columns=COLUMNS, answer=seen)
+    rows = messages = [letter.item() for letter in found.letters]
+    if out.form in {"table", "csv"}:
+        rows = [x.item() | {"expiresAt": x.sent_at + found.kept} for x in found.letters]
+    out.emit(found.counts | {"messages": messages}, rows=rows, columns=COLUMNS, answer=seen)
 
 
 @dlq.command(tool=True, examples=("genctl dlq show 8bdb86ae", "genctl dlq show 3f2a -o json"))
@@ -158,6 +152,7 @@ def show(out: Output, id_: str) -> None:
         "genctl dlq redrive --session 3f2a --edit-prompt 'a lighthouse' --yes",
     ),
 )
+@errand_options()
 @choosing
 @click.option("--max", "most", type=SOME, metavar="N", help="At most so many jobs.")
 @click.option("--rate", type=Rate(0.01), metavar="R", help="Jobs a second.")
@@ -166,70 +161,42 @@ def show(out: Output, id_: str) -> None:
 )
 @again_options
 @all_option
-@reason_option
-@click.option("--dry-run", is_flag=True, help="Show the plan and change nothing.")
-@yes_option
-def redrive(
-    out: Output,
-    *,
-    choose: "Callable[[], Choice]",
-    reason: str | None,
-    dry_run: bool,
-    yes: str | None,
-    **asked: Any,
-) -> None:
+def redrive(out: Output, *, choice: "Choice", errand: "Errand", **asked: Any) -> None:
     """Give failed jobs another run.
 
     It reserves the refunded credits again, then sends the job and deletes its copy. It drops copies of an
     older run. A job that content policy refused stays, unless --category, --code, --session or --edit-prompt
     selects it. You can interrupt it anywhere and run it again.
     """
-    from genctl.ops.bulk import Purpose
     from genctl.ops.redrive import Plan, RedriveOptions, carry_out
     from genctl.ops.sampling import sampled
 
-    why = Purpose("dlq redrive", out.again, reason)
-    if not dry_run:
-        out.asks(yes, queue=True)
-    options = RedriveOptions(choice=choose(), **asked)
-    options.check(out.settings)
-    note, progress = terminal.note, terminal.progress
-    work = carry_out(
-        out.settings, options, why, dry_run=dry_run, confirm=out.asking(yes), progress=progress, note=note
-    )
-    done = out.run(work)
-    stopped = None if isinstance(done, Plan) else done.stopped
-    seen = ""
-    if not stopped and (options.most is None or done.tally.redriven < options.most):
-        seen = sampled(done.seen, done.approximate)
+    options = RedriveOptions(choice=choice, **asked)
+    done = out.run(carry_out(out.settings, options, errand))
+    seen = sampled(done.seen, done.approximate)
     if isinstance(done, Plan):
-        out.emit(done.shown(), rows=done.rows, columns=PLAN, answer=f"{done.answer()}\n{seen}")
+        out.emit(done.shown(), rows=done.rows, columns=PLAN, answer=f"{DRY_RUN}{done.words()}\n{seen}")
         return
     terminal.note(seen)
-    out.emit(done.shown())
+    out.emit(done.tally)
     if locked := done.still_locked(out.again):
         raise locked
-    if stopped or done.tally.failed:
+    if done.stopped or done.tally.failed:
         raise SystemExit(1)
 
 
-@dlq.command(
-    tool=True,
-    examples=("genctl dlq export dlq.jsonl.gz --since 2h", "genctl dlq export dlq.jsonl --since 2h --resume"),
-)
+@dlq.command(tool=True, examples=("genctl dlq export dlq.jsonl.gz --since 2h",))
 @click.argument("path", metavar="FILE", type=FILE)
-@click.option("--resume", is_flag=True, help="Continue an existing file.")
 @choosing
-def export(out: Output, *, path: Path, resume: bool, choose: "Callable[[], Choice]") -> None:
-    """Write messages to a file, a line of JSON each, and leave them where they are.
+def export(out: Output, *, path: Path, choice: "Choice") -> None:
+    """Write messages to a new file, a line of JSON each, and leave them where they are.
 
-    It compresses a file whose name ends with .gz; --resume continues a plain one.
+    It compresses a file whose name ends with .gz.
     """
     from genctl.ops import export as ops
     from genctl.ops.sampling import sampled
 
-    work = ops.export(out.settings, choose(), path, out.again, resume=resume, progress=terminal.progress)
-    done = out.run(work)
+    done = out.run(ops.export(out.settings, choice, path, out.again, terminal.progress))
     terminal.note(sampled(done["seen"], done["approximate"]))
     out.emit(done)
 
@@ -243,42 +210,22 @@ def export(out: Output, *, path: Path, resume: bool, choose: "Callable[[], Choic
 )
 @click.option("--export", "path", metavar="FILE", type=FILE, help="The file that keeps them.")
 @click.option("--no-export", is_flag=True, help="Keep no file.")
-@click.option("--dry-run", is_flag=True, help="Say how many and delete none.")
+@errand_options()
 @choosing
 @all_option
-@reason_option
-@yes_option
-def discard(
-    out: Output,
-    *,
-    path: Path | None,
-    no_export: bool,
-    reason: str | None,
-    dry_run: bool,
-    yes: str | None,
-    choose: "Callable[[], Choice]",
-) -> None:
+def discard(out: Output, *, path: Path | None, no_export: bool, choice: "Choice", errand: "Errand") -> int:
     """Delete messages for good, once each is in a file.
 
     The file is dlq-TIME.jsonl.gz in this folder unless --export names another. The sessions stay as they are.
     """
     from genctl.ops import export as ops
-    from genctl.ops.bulk import Purpose
 
-    why = Purpose("dlq discard", out.again, reason)
     if path and no_export:
         raise click.UsageError("--export and --no-export exclude each other")
-    if not dry_run:
-        out.asks(yes, queue=True)
-    choice = choose()
     kept = None if no_export else path or Path(f"dlq-{datetime.now(UTC):%Y%m%dT%H%M%S}.jsonl.gz")
-    options = ops.DiscardOptions(choice=choice, path=kept, dry_run=dry_run)
-    progress, note = terminal.progress, terminal.note
-    work = ops.discard(out.settings, options, why, confirm=out.asking(yes), progress=progress, note=note)
-    done = out.run(work)
+    done = out.run(ops.discard(out.settings, choice, kept, errand))
     out.emit(done)
-    if not dry_run and done["discarded"] < done["meant"]:
-        raise SystemExit(1)
+    return int(not errand.dry_run and done["discarded"] < done["meant"])
 
 
 @dlq.command(
@@ -290,25 +237,18 @@ def discard(
     ),
 )
 @click.argument("path", metavar="FILE", type=FILE)
-@reason_option
-@click.option("--dry-run", is_flag=True, help="Say how many and send none.")
-def import_(out: Output, *, path: Path, reason: str | None, dry_run: bool) -> None:
+@errand_options(asks=False)
+def import_(out: Output, *, path: Path, errand: "Errand") -> int:
     """Send back to the DLQ what `export` or `discard` wrote.
 
     It sends none that is in the DLQ already, nor one whose session has another run or its image, so that you
     can interrupt it anywhere and run it again. It names each line that holds no message; the file stays.
     """
-    from genctl.ops import importing as ops
-    from genctl.ops.bulk import Purpose
+    from genctl.ops.importing import carry_out
 
-    why = Purpose("dlq import", out.again, reason)
-    if not dry_run:
-        out.target(queue=True)
-    progress, note = terminal.progress, terminal.note
-    done = out.run(ops.carry_out(out.settings, path, why, dry_run=dry_run, progress=progress, note=note))
+    done = out.run(carry_out(out.settings, path, errand))
     out.emit(done)
-    if done.unreadable or done.failed:
-        raise SystemExit(1)
+    return int(bool(done["unreadable"] or done["failed"]))
 
 
 @dlq.command("history", examples=("genctl dlq history", "genctl dlq history --limit 5 -o json"))
@@ -316,14 +256,11 @@ def import_(out: Output, *, path: Path, reason: str | None, dry_run: bool) -> No
 def history(out: Output, *, limit: int) -> None:
     """Tell who redrove, discarded, imported, retried or cancelled, when and why, and what came of it.
 
-    Work whose command was killed stands as interrupted 30 s later. Its last line says how to go on.
+    Work whose command was killed stands as interrupted 30 s later. `goOn` continues it.
     """
-    from genctl.cli.formats import prose
     from genctl.ops import bulk
 
-    past = out.ask(lambda db: bulk.history(db, limit))
-
-    def text() -> str:
-        return bulk.told(past, lambda paragraph: prose(paragraph, terminal.room()))
-
-    out.emit(past, text=text if past else None, empty="nobody has done any")
+    rows = past = out.ask(lambda db: bulk.history(db, limit))
+    if out.form == "table":  # which breaks no command in backticks
+        rows = [one | {"goOn": one["goOn"] and f"`{one['goOn']}`"} for one in past]
+    out.emit(past, rows=rows, columns=HISTORY, empty="nobody has done any")

@@ -1,5 +1,6 @@
 """`genctl explain` and `genctl classify`."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
@@ -11,7 +12,14 @@ from genctl.cli.output import Output
 if TYPE_CHECKING:
     from genctl.domain.providers import Provider
 
+PROVIDERS = complete.names("providers")
 MOST_BYTES = 2**20  # as much as the worker reads of an answer
+
+
+def provider_option(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add the option that names a provider."""
+    told = f"The provider; default: {default}."
+    return click.option("--provider", metavar="NAME", shell_complete=PROVIDERS, help=told)
 
 
 @click.command(
@@ -20,12 +28,7 @@ MOST_BYTES = 2**20  # as much as the worker reads of an answer
     examples=("genctl explain OutputImageSensitiveContentDetected", "genctl explain HTTP429 -o json"),
 )
 @click.argument("code", shell_complete=complete.names("codes"))
-@click.option(
-    "--provider",
-    metavar="NAME",
-    shell_complete=complete.names("providers"),
-    help="The provider; default: the first that knows the code.",
-)
+@provider_option("the first that knows the code")
 def explain(out: Output, code: str, provider: str | None) -> None:
     """Explain a failure code: verdict, what users read, whether a redrive helps.
 
@@ -49,12 +52,7 @@ def explain(out: Output, code: str, provider: str | None) -> None:
     ),
 )
 @click.argument("file", type=click.File("rb"))
-@click.option(
-    "--provider",
-    metavar="NAME",
-    shell_complete=complete.names("providers"),
-    help="The provider; default: the tool's.",
-)
+@provider_option("the tool's")
 @click.option("--status", type=click.IntRange(100, 599), metavar="N", help="HTTP status of a body alone.")
 def classify(out: Output, file: BinaryIO, *, provider: str | None, status: int | None) -> None:
     """Classify a recorded provider answer, as the worker would.
@@ -63,10 +61,10 @@ def classify(out: Output, file: BinaryIO, *, provider: str | None, status: int |
     """
     from datetime import UTC, datetime
 
-    from genctl.ops import meaning, recorded
+    from genctl.ops import meaning
 
     whose = _provider(out, provider)
-    answer = recorded.answer_of(file.read(MOST_BYTES), whose, status)
+    answer = meaning.answer_of(file.read(MOST_BYTES), whose, status)
     out.emit(meaning.of_answer(answer, whose, out.settings.verdicts, datetime.now(UTC)))
 
 

@@ -162,7 +162,7 @@ def report(out: Output, *, since: datetime, until: datetime | None) -> None:
 
     with terminal.progress(len(ops.PARTS), "report") as advance:
         found = out.ask(lambda db: ops.report(db, since, until or datetime.now(UTC), advance))
-    out.emit(found.shown(), rows=found.failures, text=lambda: page(found.markdown(), terminal.room()))
+    out.emit(found, rows=found["failures"], text=lambda: page(ops.markdown(found), terminal.room()))
 
 
 async def _print(

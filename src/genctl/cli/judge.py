@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from genctl.base.hidden import hide
-from genctl.base.printable import printable_lines
 from genctl.cli import terminal
 from genctl.cli.command import Command
 from genctl.cli.output import Output, write
@@ -25,7 +23,6 @@ WORKERS = (
     *("worker", "tool", "version", "startedAt", "jobs", "concurrency", "callsAMinute", "rateShare"),
     *("receivedAt", "waitsFor", "why"),
 )
-HOME, CLEAR_LINE, CLEAR_REST = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
 @click.command(
@@ -63,13 +60,11 @@ async def _watch(out: Output) -> None:
     with out.stream({}) as put:
         while True:
             now = datetime.now(UTC)
-            if out.form != "table":
-                put({"at": now, **_standing(lines)})
-            elif terminal.room():
-                drawn = printable_lines(hide(_dated(now, lines))).replace("\n", f"{CLEAR_LINE}\n")
-                sys.stdout.write(HOME + drawn + CLEAR_REST)
+            if out.form == "table":
+                click.clear()  # nothing but a terminal
+                write(f"{now.astimezone():%H:%M:%S}, every {EVERY_S:g} s\n{_text(lines)}\n")
             else:
-                write(f"{_dated(now, lines)}\n")
+                put({"at": now, **_standing(lines)})
             sys.stdout.flush()
             await asyncio.sleep(EVERY_S)
             try:
@@ -85,10 +80,6 @@ def _within_s(out: Output) -> float:
 
 def _standing(lines: Sequence["StatusLine"]) -> dict[str, Any]:
     return {"ok": all(line.level != "attention" for line in lines), "lines": list(lines)}
-
-
-def _dated(at: datetime, lines: "Sequence[StatusLine]") -> str:
-    return f"{at.astimezone():%H:%M:%S}, every {EVERY_S:g} s\n{_text(lines)}"
 
 
 def _text(lines: "Iterable[StatusLine | Finding]") -> str:
@@ -135,15 +126,8 @@ def doctor(out: Output, *, send: bool) -> int:
     within=None,
     examples=("genctl health", "genctl health --port 9090", "genctl health --port 8787 --port 9090"),
 )
-@click.option(
-    "--port",
-    "ports",
-    type=click.IntRange(1, 65535),
-    multiple=True,
-    default=(8787,),
-    metavar="P",
-    help="Where it listens; several: the first on which anybody does counts.",
-)
+@click.option("--port", "ports", type=click.IntRange(1, 65535), multiple=True, default=(8787,), metavar="P",
+              help="Where it listens; several: the first on which anybody does counts.")  # fmt: skip
 def health(out: Output, *, ports: tuple[int, ...]) -> int:
     """Ask an API or a worker on this machine whether it is well.
 

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genctl.cli import complete, terminal
-from genctl.cli.command import DURATION, WHEN, Group, again_options, reason_option, yes_option
+from genctl.cli.command import DURATION, WHEN, Group, again_options
+from genctl.cli.errand import DRY_RUN, errand_options
 from genctl.cli.formats import prose
 from genctl.cli.output import Output, write
 
 if TYPE_CHECKING:
     from genctl.domain.timeline import TraceHop
     from genctl.edges.db import Database
+    from genctl.ops.bulk import Errand
 
 PLAN = ("action", "why", "credits", "code", "userId", "sessionId", "run")
 COLUMNS = ("createdAt", "sessionId", "userId", "status", "run", "attempts", "code", "reserved", "refunded")
@@ -137,36 +139,22 @@ def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> N
 )
 @click.argument("ids", metavar="ID...", nargs=-1, required=True, shell_complete=complete.sessions("failed"))
 @again_options
-@reason_option
-@click.option("--dry-run", is_flag=True, help="Show the plan and change nothing.")
-@yes_option
-def retry(
-    out: Output, *, ids: tuple[str, ...], reason: str | None, dry_run: bool, yes: str | None, **asked: Any
-) -> None:
+@errand_options()
+def retry(out: Output, *, ids: tuple[str, ...], errand: "Errand", **asked: Any) -> int:
     """Give failed sessions another run, whether their copies are in the DLQ or not.
 
     The rules, credits and limits are those of `genctl dlq redrive`; a copy that is still in the DLQ is stale
     afterwards. ID is any of a session's ids, as for `show`.
     """
-    from genctl.ops.bulk import Purpose
     from genctl.ops.named import retry_named
     from genctl.ops.redrive import Plan, RedriveOptions
 
-    why = Purpose("sessions retry", out.again, reason)
-    if not dry_run:
-        out.asks(yes, queue=True)
-    options = RedriveOptions(named=True, **asked)
-    options.check(out.settings)
-    work = retry_named(
-        out.settings, ids, options, why, dry_run=dry_run, confirm=out.asking(yes), note=terminal.note
-    )
-    done = out.run(work)
+    done = out.run(retry_named(out.settings, ids, RedriveOptions(named=True, **asked), errand))
     if isinstance(done, Plan):
-        out.emit(done.shown(), rows=done.rows, columns=PLAN, answer=done.answer())
-        return
-    out.emit(done.shown())
-    if done.stopped or done.tally.redriven < done.seen:
-        raise SystemExit(1)
+        out.emit(done.shown(), rows=done.rows, columns=PLAN, answer=DRY_RUN + done.words())
+        return 0
+    out.emit(done.tally)
+    return int(bool(done.stopped) or done.tally.redriven < done.seen)
 
 
 @sessions.command(
@@ -174,25 +162,17 @@ def retry(
     examples=("genctl sessions cancel 3f2a --dry-run", "genctl sessions cancel 3f2a 91bc --yes"),
 )
 @click.argument("ids", metavar="ID...", nargs=-1, required=True, shell_complete=complete.sessions("queued"))
-@reason_option
-@click.option("--dry-run", is_flag=True, help="Say how many and change nothing.")
-@yes_option
-def cancel(out: Output, *, ids: tuple[str, ...], reason: str | None, dry_run: bool, yes: str | None) -> None:
+@errand_options(queue=False)
+def cancel(out: Output, *, ids: tuple[str, ...], errand: "Errand") -> int:
     """End sessions that wait: failed as `Cancelled`, their credits given back.
 
     A call under way is not cut: its answer counts. ID is any of a session's ids, as for `show`.
     """
-    from genctl.ops.bulk import Purpose
     from genctl.ops.named import cancel_named
 
-    why = Purpose("sessions cancel", out.again, reason)
-    if not dry_run:
-        out.asks(yes)
-    work = cancel_named(out.settings, ids, why, dry_run=dry_run, confirm=out.asking(yes), note=terminal.note)
-    done = out.run(work)
+    done = out.run(cancel_named(out.settings, ids, errand))
     out.emit(done)
-    if done.skipped:
-        raise SystemExit(1)
+    return int(bool(done.skipped))
 
 
 def _line(hop: "TraceHop") -> dict[str, str]:

@@ -21,7 +21,7 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 SENTENCES = frozenset(
     [
         *("userMessage", "says", "why", "fix", "purpose", "does", "meaning", "evidence", "trouble"),
-        *("message", "reason", "next", "data", "prompt"),
+        *("message", "reason", "next", "data", "prompt", "outcome", "goOn"),
     ]
 )
 WHOLE = frozenset({"code", "name", "setting", "runbook", "step"})  # people type these

@@ -3,6 +3,7 @@
 import sys
 from contextlib import nullcontext
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,21 +17,14 @@ from genctl.cli.output import Output, write
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from genctl.domain.verdicts import CodeGroup, SecondJudgment, Trial
+    from genctl.domain.verdicts import SecondJudgment
 
 GROUPS = (
-    "code",
-    "known",
-    "verdict",
-    "wouldBe",
-    "failures",
-    "firstSeen",
-    "moreCalls",
-    "fewerCalls",
-    "credits",
-)
+    "code", "known", "verdict", "wouldBe", "failures", "firstSeen", "moreCalls", "fewerCalls", "credits",
+)  # fmt: skip
 EACH = ("at", "sessionId", "code", "verdict", "wouldBe", "moreCalls", "credits")
-IN_80 = {"sessionId": 36, "judged": 14, "code": 0}
+GROUPS_IN_80 = ("code", "verdict", "wouldBe", "failures", "moreCalls", "firstSeen")
+EACH_IN_80 = {"sessionId": 36, "verdict": 7, "wouldBe": 7, "code": 0}
 
 
 @click.group("verdicts", cls=Group)
@@ -40,6 +34,7 @@ def verdicts() -> None:
 
 @verdicts.command(
     "try",
+    within="5m",
     examples=(
         "genctl verdicts try",
         "genctl verdicts try --set SetLimitExceeded=fatal --set 408=retry",
@@ -65,62 +60,22 @@ def try_(out: Output, *, given: "Sequence[str]", since: datetime, each: bool) ->
     changed = ops.merged(out.settings.verdicts, _read(given))
     span_s = max(1, int((datetime.now(UTC) - since).total_seconds()))
 
-    def ask(show: "Callable[[SecondJudgment], object]") -> "Trial":
-        # lines that appear on the terminal are progress enough
-        bar = nullcontext(lambda _: None) if each and sys.stdout.isatty() else None
-        with bar or terminal.progress(span_s, "failures") as advance:
-            return out.ask(
-                lambda db: ops.tried(
-                    db, out.settings, changed, since, note=terminal.note, advance=advance, show=show
-                )
-            )
+    def asked(show: "Callable[[SecondJudgment], object]") -> dict[str, Any]:
+        is_seen = each and sys.stdout.isatty()  # lines that appear on the terminal are progress enough
+        with nullcontext(lambda _: None) if is_seen else terminal.progress(span_s, "failures") as advance:
+            work = partial(ops.tried, note=terminal.note, advance=advance, show=show)
+            return out.ask(lambda db: work(db, out.settings, changed, since)).shown()
 
+    is_table = out.form == "table"
     if each:
-        is_table = out.form == "table"
-        with out.stream(IN_80 if is_table else dict.fromkeys(EACH, 0)) as put:
-            found = ask((lambda one: put(_line(one))) if is_table else put).shown()
-        _tell(found)
-        if is_table:
-            write(prose(_sums(found), terminal.room()))
-        else:
-            terminal.note(_sums(found))
-        return
-    found = ask(lambda _: None).shown()
-    _tell(found)
-    groups, sums = found["groups"], _sums(found)
-    if out.form == "table":
-        columns = ("code", "judged", "failures", "calls", "first seen")
-        said = sums if groups else f"nothing would have been otherwise\n{sums}"
-        out.emit(map(_row, groups), columns=columns, answer=said)
+        with out.stream(EACH_IN_80 if is_table else dict.fromkeys(EACH, 0)) as put:
+            found = asked(put)
+        (write if is_table else terminal.note)(prose(_sums(found), terminal.room()))
     else:
-        out.emit(found, rows=groups, columns=GROUPS, answer=sums)
-
-
-def _judged(one: "CodeGroup | SecondJudgment") -> str:
-    if one.verdict != one.would_be:
-        return f"{one.verdict} > {one.would_be}"
-    return one.verdict if one.category == one.would_be_category else "other category"
-
-
-def _line(one: "SecondJudgment") -> dict[str, Any]:
-    return {"sessionId": one.session_id, "judged": _judged(one), "code": one.code}
-
-
-def _row(group: "CodeGroup") -> dict[str, Any]:
-    """Write a group for people, so that 80 columns hold it."""
-    from datetime import UTC, datetime
-
-    from genctl.domain.model import rough
-
-    judged, calls = _judged(group), group.more_calls - group.fewer_calls
-    first = datetime.fromisoformat(group.first_seen) if group.first_seen else None
-    return {
-        "code": group.code,
-        "judged": "in no table" if judged == group.verdict else judged,
-        "failures": group.failures,
-        "calls": f"{calls:+,}" if calls else "0",
-        "first seen": f"{rough((datetime.now(UTC) - first).total_seconds())} ago" if first else "",
-    }
+        found = asked(lambda _: None)
+        said = _sums(found) if found["groups"] else f"nothing would have been otherwise\n{_sums(found)}"
+        out.emit(found, rows=found["groups"], columns=GROUPS_IN_80 if is_table else GROUPS, answer=said)
+    _tell(found)
 
 
 def _read(given: "Sequence[str]") -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 The same letters and balances give the same steps, so a redrive carries out the plan that it has shown.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -12,25 +12,23 @@ import msgspec
 
 from genctl.domain.model import Category, Session, Status, rfc3339
 
+MOST_DIGITS = 12  # of a number in an attribute, as anybody may send attributes
+
 
 class Letter(msgspec.Struct, frozen=True, kw_only=True):
-    """A DLQ message: `session_id` and `run` come from its body, most of the rest from its attributes.
+    """A DLQ message: `session_id` and `run` come from its body.
 
     Of a session that a person names it says what a copy would say, and has no message id.
     Anybody who may send to the queue writes attributes: they are shown, and decide nothing about a session.
     """
 
     message_id: str
+    receipt: str = ""  # deletes the message
     sent_at: datetime
     receive_count: int
-    code: str | None  # `Unknown` if SQS or other software has moved the message without attributes
+    said: Mapping[str, str] = {}  # its attributes; the code `Unknown` if SQS has moved it without any
     session_id: UUID | None = None  # None: no job of ours
     run: int | None = None  # None: the row's run
-    category: str | None = None
-    attempts: int | None = None
-    provider_status: int | None = None
-    first_failed_at: str | None = None
-    failed_at: str | None = None
     row: Session | None = None
     held_as: str | None = None  # the status of the row's reservation
     balance: int = 0  # of the row's user
@@ -60,7 +58,7 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
         """
         match self.state:
             case "foreign" | "orphan":
-                return {"code": self.code, "category": self.category, "failedAt": self.failed_at}
+                return {**self.said}
             case "current" if self.row is not None:
                 return self.row.details
             case "stale":
@@ -90,18 +88,23 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
             "sessionId": self.session_id,
             "run": self.run,
             "userId": self.user,
-            "code": self.code,
-            "category": self.category,
-            "attempts": self.attempts,
-            "providerStatus": self.provider_status,
-            "firstFailedAt": self.first_failed_at,
-            "failedAt": self.failed_at,
+            "code": self.said.get("code"),
+            "category": self.said.get("category"),
+            "attempts": number(self.said.get("attempts")),
+            "providerStatus": number(self.said.get("providerStatus")),
+            "firstFailedAt": self.said.get("firstFailedAt"),
+            "failedAt": self.said.get("failedAt"),
             "sentAt": rfc3339(self.sent_at) if self.message_id else None,
             "receiveCount": self.receive_count,
             "sessionStatus": self.row.status if self.row else None,
             "sessionRun": self.row.run if self.row else None,
             "state": self.state,
         }
+
+
+def number(text: str | None) -> int | None:
+    """Read a number in an attribute; None for any other text."""
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < MOST_DIGITS else None
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):

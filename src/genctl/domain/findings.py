@@ -162,10 +162,11 @@ def of_queues(
 
     The cures name the `endpoint` where it is not AWS's own: a terminal may have it from no variable.
     """
-
+    there = f" --endpoint-url {endpoint}" if endpoint else ""
+    url, dlq_url = url + there, dlq_url + there
     arn = dlq_facts.get("QueueArn", "")
     policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": str(ENOUGH_RECEIVES)})
-    yield from _redrive(facts, arn, _set(url, endpoint, RedrivePolicy=policy))
+    yield from _redrive(facts, arn, _mended(url, RedrivePolicy=policy))
 
     shortest, longest = VISIBILITY_S
     hidden_s = int(facts.get("VisibilityTimeout", 30))
@@ -174,7 +175,7 @@ def of_queues(
         yield Finding("visibility", OK, text)
     else:
         harm = "two consumers may have one message" if hidden_s < shortest else "a crash delays a job so long"
-        fix = _set(url, endpoint, VisibilityTimeout=str(shortest))
+        fix = _mended(url, VisibilityTimeout=str(shortest))
         yield Finding("visibility", WARNING, f"{text}: {harm}", fix)
 
     kept_s, dlq_kept_s = (int(one.get("MessageRetentionPeriod", 345_600)) for one in (facts, dlq_facts))
@@ -182,16 +183,15 @@ def of_queues(
     short = []
     if kept_s < queued_timeout_s:
         text = f"the queue forgets after {kept}, the queued time-out is {waits}"
-        short.append((text, _set(url, endpoint, MessageRetentionPeriod="345600")))
+        short.append((text, _mended(url, MessageRetentionPeriod="345600")))
     if dlq_kept_s <= kept_s:
         text = f"the DLQ forgets after {dlq_kept}, and the queue after {kept}"
-        short.append((text, _set(dlq_url, endpoint, MessageRetentionPeriod="1209600")))
+        short.append((text, _mended(dlq_url, MessageRetentionPeriod="1209600")))
     yield from _judged("retention", WARNING, short, f"queue {kept}, DLQ {dlq_kept}")
 
 
-def _set(queue: str, endpoint: str | None, **attribute: str) -> str:
-    where = f" --endpoint-url {endpoint}" if endpoint else ""
-    return f"aws sqs set-queue-attributes --queue-url {queue}{where} --attributes '{json.dumps(attribute)}'"
+def _mended(queue: str, **attribute: str) -> str:
+    return f"aws sqs set-queue-attributes --queue-url {queue} --attributes '{json.dumps(attribute)}'"
 
 
 def _redrive(facts: Mapping[str, str], arn: str, fix: str) -> Iterator[Finding]:

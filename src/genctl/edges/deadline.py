@@ -166,8 +166,8 @@ class Watch:
             # the error itself tells of a short wait
             if not is_first and self._seen and self._seen.holder_pid not in {None, *told}:
                 told.add(self._seen.holder_pid or 0)
-                cure = f"; to end that: {self._seen.cure}" if self._seen.cure else ""
-                self._deadline.note(f"waiting for a lock that {self._seen.holder} holds{cure}")
+                ending = f"; to end that: {self._seen.cure}" if self._seen.cure else ""
+                self._deadline.note(f"waiting for a lock that {self._seen.holder} holds{ending}")
             is_first = False
             await asyncio.sleep(LOOK_EVERY_S)
 

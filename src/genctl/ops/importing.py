@@ -4,40 +4,35 @@ The file stays as it is. You can kill an import anywhere and run it again: it lo
 knows a copy by its session and run, and any other message by its body and attributes.
 """
 
-import fcntl
 import gzip
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
 
-from genctl.base.person import Note
-from genctl.base.printable import many
 from genctl.base.settings import Settings
 from genctl.domain.deadletters import Letter
 from genctl.domain.decide import read_job
 from genctl.domain.model import GenctlError, MalformedMessageError
 from genctl.edges.db import Database
-from genctl.edges.sqs import Queue
 from genctl.edges.sqs_shapes import MAX_BYTES, Attribute, Message, Outgoing, System
-from genctl.ops.bulk import Purpose, recorded
+from genctl.ops.bulk import Errand, recorded
 from genctl.ops.dlq import opened
-from genctl.ops.sampling import Progress, Survey
+from genctl.ops.sampling import Survey
 from genctl.redrive import letters, unjoined
 from genctl.tools.found import Tools
 
 BATCH = 100
-MOST_TOLD = 20  # lines that we name one by one
 LONGEST = 8 * MAX_BYTES  # of a line, whose escapes take room
 GZIP = b"\x1f\x8b"
+
+Said = tuple[UUID, int | None] | int  # what a message is known by
 
 
 class Numbered(NamedTuple):
@@ -48,81 +43,60 @@ class Numbered(NamedTuple):
     why: str = ""
 
 
-class Imported(msgspec.Struct):
-    """Count what became of the lines: `failed` are messages that SQS did not take."""
-
-    meant: int = 0
-    imported: int = 0
-    skipped: dict[str, int] = {}
-    unreadable: int = 0
-    failed: int = 0
-
-    def skip(self, why: str) -> None:
-        """Count a message that does not go back."""
-        self.skipped[why] = self.skipped.get(why, 0) + 1
-
-
 class Import:
     """Choose the messages that go back to the DLQ, send them, and count what becomes of each."""
 
-    def __init__(self, db: Database, dlq: Queue, tools: Tools, tool: str, note: Note) -> None:
-        self.counts = Imported()
+    def __init__(self, db: Database, over: Survey, settings: Settings, errand: Errand) -> None:
+        self.counts: dict[str, Any] = {"meant": 0, "imported": 0, "skipped": {}, "unreadable": 0, "failed": 0}
         self._db = db
-        self._dlq = dlq
-        self._tools = tools
-        self._tool = tools.named(tool)
-        self._note = note
-        self._told = 0
-        self._runs: set[tuple[UUID, int | None]] = set()  # that have a copy in the DLQ
-        self._others = Counter[bytes]()  # the other messages there, by what they say: equal ones are several
+        self._over = over
+        self._tools = Tools.of(settings)
+        self._tool = self._tools.named(settings.tool)
+        self._errand = errand
+        self._there = Counter[Said]()  # the messages in the DLQ
         self._ids: set[str] = set()  # of the messages that the file has had so far
 
-    async def look(self, progress: Progress) -> None:
+    async def look(self) -> None:
         """Learn what the DLQ holds; make all visible again."""
-        async with Survey.over(self._dlq, bounded=True) as over:
-            with progress(over.approximate, "look") as advance:
-                while messages := await over.receive(wait_s=1):
-                    for message in messages:
-                        if copy := _copy(unjoined(message)):
-                            self._runs.add(copy)
-                        else:
-                            self._others[_said(message)] += 1
-                    advance(len(messages))
+        with self._errand.progress(self._over.approximate, "look") as advance:
+            while messages := await self._over.receive(wait_s=1):
+                self._there.update(_said(message, unjoined(message)) for message in messages)
+                advance(len(messages))
+        await self._over.show()
 
-    async def take(self, lines: Sequence[Numbered], *, dry_run: bool) -> None:
-        """Send the messages of these lines that have to go back. Raises GenctlError, exit 3."""
-        for line in lines:
-            if line.message is None:
-                self.counts.unreadable += 1
-                self._tell(line.line, line.why)
-        found = [line for line in lines if line.message is not None]
-        messages = [line.message for line in found if line.message]
-        chosen: list[tuple[int, Outgoing]] = []
-        for line, message, letter in zip(found, messages, await letters(messages, self._db), strict=True):
+    async def send(self, path: Path, total: int) -> None:
+        """Send the messages of the file that have to go back. Raises GenctlError, exit 3."""
+        with self._errand.progress(total, "import") as advance:
+            numbered = read(path)
+            while lines := list(islice(numbered, BATCH)):
+                await self._take(lines)
+                advance(len(lines))
+
+    async def _take(self, lines: Sequence[Numbered]) -> None:
+        found = {line.line: line.message for line in lines if line.message}
+        self._tell({line.line: line.why for line in lines if not line.message})
+        self.counts["unreadable"] += len(lines) - len(found)
+        chosen, skipped = dict[int, Outgoing](), self.counts["skipped"]
+        joined = await letters([*found.values()], self._db)
+        for (number, message), letter in zip(found.items(), joined, strict=True):
             if why := self._objection(message, letter):
-                self.counts.skip(why)
+                skipped[why] = skipped.get(why, 0) + 1
             else:
-                chosen.append((line.line, Outgoing(message.body, message.sent, user=letter.user)))
-        self.counts.meant += len(chosen)
-        if dry_run or not chosen:
+                chosen[number] = Outgoing(message.body, message.sent, user=letter.user)
+        self.counts["meant"] += len(chosen)
+        if self._errand.dry_run or not chosen:
             return
-        results = await self._dlq.send([outgoing for _, outgoing in chosen])
-        for (number, _), result in zip(chosen, results, strict=True):
-            if result.error is None:
-                self.counts.imported += 1
-            else:
-                self.counts.failed += 1
-                self._tell(number, f"SQS did not take it: {result.error}")
+        results = zip(chosen, await self._over.queue.send([*chosen.values()]), strict=True)
+        failed = {
+            number: f"SQS did not take it: {result.error}" for number, result in results if result.error
+        }
+        self._tell(failed)
+        self.counts["failed"] += len(failed)
+        self.counts["imported"] += len(chosen) - len(failed)
 
-    def tell_rest(self) -> None:
-        """Say how many lines more have gone wrong than we have named."""
-        if self._told > MOST_TOLD:
-            self._note(f"and {many(self._told - MOST_TOLD, 'line')} more")
-
-    def _tell(self, line: int, why: str) -> None:
-        self._told += 1
-        if self._told <= MOST_TOLD:
-            self._note(f"line {line}: {why}")
+    def _tell(self, whys: Mapping[int, str]) -> None:
+        for line, why in whys.items():
+            self._errand.note(f"line {line}: {why}")
 
     def _objection(self, message: Message, letter: Letter) -> str | None:
         """Say why the message does not go back; None: it does."""
@@ -133,14 +107,12 @@ class Import:
             return "another tool's"
         if letter.state in {"stale", "done"}:  # a redrive would only drop it
             return letter.state
-        if copy := _copy(letter):
-            is_there = copy in self._runs
-            self._runs.add(copy)
-        else:
-            said = _said(message)
-            is_there = self._others[said] > 0
-            self._others[said] -= is_there
-        return "in the DLQ already" if is_there else None
+        said = _said(message, letter)
+        if self._there[said]:
+            self._there[said] -= letter.session_id is None  # equal ones that are no copies are several
+            return "in the DLQ already"
+        self._there[said] += letter.session_id is not None
+        return None
 
     def _is_ours(self, message: Message, letter: Letter) -> bool:
         if letter.row is not None:
@@ -151,61 +123,32 @@ class Import:
             return True
 
 
-async def carry_out(
-    settings: Settings, path: Path, purpose: Purpose, *, dry_run: bool, progress: Progress, note: Note
-) -> Imported:
-    """Send the messages of a file back to the DLQ; `note` hears of each line that cannot go.
+async def carry_out(settings: Settings, path: Path, errand: Errand) -> dict[str, Any]:
+    """Send the messages of a file back to the DLQ, and count what became of the lines.
 
-    Raises GenctlError: exit 2 for a file that is no export, 3 when a dependency goes away.
+    `errand.note` hears of each line that cannot go; `failed` are messages that SQS did not take. Raises
+    GenctlError: exit 2 for a file that is no export, 3 when a dependency goes away.
     """
-    with _opened(path) as file:
-        total = _check(file, path)
-        async with opened(settings) as (db, dlq):
-            one = Import(db, dlq, Tools.of(settings), settings.tool, note)
-            await one.look(progress)
-            if dry_run:
-                await _through(one, file, total, progress, dry_run=True)
-            else:
-                async with recorded(db, purpose, one.counts, tool=settings.tool):
-                    await _through(one, file, total, progress, dry_run=False)
-            one.tell_rest()
-            return one.counts
+    total = _check(path)
+    async with opened(settings, bounded=True) as (db, over):
+        one = Import(db, over, settings, errand)
+        await one.look()
+        async with recorded(db, errand, one.counts, tool=settings.tool):
+            await one.send(path, total)
+        return one.counts
 
 
-async def _through(one: Import, file: IO[bytes], total: int, progress: Progress, *, dry_run: bool) -> None:
-    with progress(total, "import") as advance:
-        numbered = read(file)
-        while lines := list(islice(numbered, BATCH)):
-            await one.take(lines, dry_run=dry_run)
-            advance(len(lines))
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """Open the file. Raises GenctlError: exit 2 when it is no file, or a command is writing it."""
-    if not path.is_file():
-        told = f"{path} is no file" if path.exists() else f"there is no file {path}"
+def _check(path: Path) -> int:
+    """Count the lines. Raises GenctlError (exit 2) when there is no file, or no line of it is a message."""
+    why = "" if path.is_file() else "that is no file" if path.exists() else "there is no such file"
+    found = [0, 0]  # that hold no message, that hold one
+    for line in () if why else read(path):
+        found[line.message is not None] += 1
+        why = why or (line.why and f"line {line.line}: {line.why}")
+    if why and not found[True]:
         fix = "name a file that an export or a discard has written"
-        raise GenctlError("NoExport", told, fix, exit_code=2)
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            told = f"another command is writing {path}"
-            raise GenctlError("FileInUse", told, "wait for its end", exit_code=2) from None
-        yield file
-
-
-def _check(file: IO[bytes], path: Path) -> int:
-    """Count the lines. Raises GenctlError (exit 2) when there are some, and none is a message."""
-    found = Counter(line.message is not None for line in read(file))
-    if found[False] and not found[True]:
-        first = next(read(file))
-        fix = "name a file that an export or a discard has written"
-        raise GenctlError(
-            "NoExport", f"{path} is no export: line {first.line}: {first.why}", fix, exit_code=2
-        )
-    return found.total()
+        raise GenctlError("NoExport", f"{path} is no export: {why}", fix, exit_code=2)
+    return sum(found)
 
 
 class _Written(msgspec.Struct, rename="camel"):
@@ -216,55 +159,35 @@ class _Written(msgspec.Struct, rename="camel"):
     body: str
 
 
-def read(file: IO[bytes]) -> Iterator[Numbered]:
-    """Read the lines of an export, compressed or not, from its beginning; leave out empty ones.
+def read(path: Path) -> Iterator[Numbered]:
+    """Read the lines of an export, compressed or not; leave out empty ones.
 
     It ends where a compressed file is cut short or damaged.
     """
-    file.seek(0)
-    is_gzip = file.read(len(GZIP)) == GZIP
-    file.seek(0)
-    source: Any = gzip.GzipFile(fileobj=file) if is_gzip else file
-    number = 0
-    while True:
-        number += 1
+    number = 1
+    with path.open("rb") as file:
+        is_gzip = file.peek(len(GZIP)).startswith(GZIP)
+        source: Any = gzip.GzipFile(fileobj=file) if is_gzip else file
         try:
-            line = source.readline(LONGEST)
-            is_whole = line.endswith(b"\n")
-            rest = line
-            while len(rest) == LONGEST and not rest.endswith(b"\n"):
-                rest = source.readline(LONGEST)
+            while line := source.readline(LONGEST):  # a longer one holds no message
+                if line.strip():
+                    yield _numbered(number, line)
+                number += line.endswith(b"\n")
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            yield Numbered(
-                number, None, f"the file is cut short or damaged here ({error}); we cannot read the rest"
-            )
-            return
-        if not line:
-            return
-        if line.strip():
-            yield _numbered(number, line, is_whole=is_whole)
+            why = f"the file is cut short or damaged here ({error}); we cannot read the rest"
+            yield Numbered(number, None, why)
 
 
-def _numbered(number: int, line: bytes, *, is_whole: bool) -> Numbered:
+def _numbered(number: int, line: bytes) -> Numbered:
     try:
         found = msgspec.json.decode(line, type=_Written)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        return Numbered(number, None, f"no message: {error}" if is_whole else "it is cut short")
-    return Numbered(
-        number,
-        Message(
-            found.message_id,
-            "",
-            found.body,
-            found.attributes,
-            System(found.receive_count, round(found.sent_at.timestamp() * 1000)),
-        ),
-    )
+        return Numbered(number, None, f"no message: {error}" if line.endswith(b"\n") else "it is cut short")
+    system = System(found.receive_count, round(found.sent_at.timestamp() * 1000))
+    return Numbered(number, Message(found.message_id, "", found.body, found.attributes, system))
 
 
-def _copy(letter: Letter) -> tuple[UUID, int | None] | None:
-    return (letter.session_id, letter.run) if letter.session_id else None
-
-
-def _said(message: Message) -> bytes:
-    return sha256(msgspec.json.encode([message.body, sorted(message.sent.items())])).digest()
+def _said(message: Message, letter: Letter) -> Said:
+    if letter.session_id:
+        return letter.session_id, letter.run
+    return hash((message.body, tuple(sorted(message.sent.items()))))

@@ -1,10 +1,10 @@
 """Explain a failure code or a recorded answer to those who run the pipeline."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -18,13 +18,14 @@ from genctl.domain.classify import (
     classify,
     is_fatal,
     rule_of,
+    words_of,
 )
 from genctl.domain.details import build
 from genctl.domain.model import Answer, Category, Failure, GenctlError, NoAnswer, Outcome, Success, closest
 from genctl.domain.providers import UNKNOWN, Provider
 from genctl.domain.rules import SENTENCES, UNKNOWN_STATUSES, Rule
 from genctl.services.scenarios import SCENARIOS
-from genctl.tools.wire import CODES
+from genctl.tools.wire import CODES, inflated
 
 NEVER_SENT = frozenset({"ConnectTimeout", "TlsError"})
 NOT_SENT = "where no connection was made, nothing was sent: refused"
@@ -51,21 +52,10 @@ REDRIVE = {
 }
 
 
-class Meaning(msgspec.Struct, rename="camel", kw_only=True):
-    """Say what a code means. `verdict` is in force; `rule` would be without the setting `verdicts`."""
+FORMS = "give one of: what `curl -i` writes, a body alone, a line of tests/corpus, a session's error_details"
+HTTP = re.compile(rb"(?:\xef\xbb\xbf)?HTTP/[\d.]+ (\d{3})\b(.*?\n)\r?\n", re.DOTALL)
 
-    code: str
-    provider: str | None
-    category: Category
-    verdict: str
-    rule: str
-    status: int | None
-    outcome: Outcome
-    delay: str | None
-    user_message: str
-    redrive: str
-    runbook: str | None
-    note: str | None = None
+Meaning = dict[str, Any]  # what a code means; `verdict` is in force, `rule` would be without the setting
 
 
 def explain(code: str, providers: Sequence[Provider], verdicts: Sequence[str]) -> Meaning:
@@ -109,8 +99,7 @@ def of_answer(
     failure = msgspec.structs.replace(verdict, user_message=details.user_message)
     base = classify(answer, provider, now=now, others=rules_of_others())
     found = _meaning(failure, provider.name, fatal=isinstance(base, Failure) and base.fatal)
-    return {
-        **msgspec.to_builtins(found),
+    return found | {
         "providerCode": details.provider_code,
         "providerMessage": details.provider_message,
         "providerBody": details.provider_body,
@@ -155,20 +144,20 @@ def _meaning(failure: Failure, provider: str | None, *, fatal: bool, note: str |
     """Put a meaning together; `fatal` is the base rule's verdict."""
     internal = failure.category is Category.INTERNAL
     runbook = FIXED if internal else OUTAGE
-    return Meaning(
-        code=failure.code,
-        provider=provider,
-        category=failure.category,
-        verdict=VERDICTS[failure.fatal],
-        rule=VERDICTS[fatal],
-        status=failure.provider_status,
-        outcome=failure.outcome,
-        delay=None if failure.fatal or internal else _delay(failure),
-        user_message=failure.user_message,
-        redrive="no: there is no job to make" if internal and failure.fatal else REDRIVE[failure.category],
-        runbook=None if failure.category in NO_INCIDENT else runbook,
-        note=note,
-    )
+    return {
+        "code": failure.code,
+        "provider": provider,
+        "category": failure.category,
+        "verdict": VERDICTS[failure.fatal],
+        "rule": VERDICTS[fatal],
+        "status": failure.provider_status,
+        "outcome": failure.outcome,
+        "delay": None if failure.fatal or internal else _delay(failure),
+        "userMessage": failure.user_message,
+        "redrive": "no: there is no job to make" if internal and failure.fatal else REDRIVE[failure.category],
+        "runbook": None if failure.category in NO_INCIDENT else runbook,
+        "note": note,
+    }
 
 
 def _delay(failure: Failure) -> str:
@@ -176,3 +165,80 @@ def _delay(failure: Failure) -> str:
         return f"{failure.retry_after_s:g} s, as the provider asks"
     first_s = FIRST_DELAY_OF_429_S if failure.provider_status == 429 else FIRST_DELAY_S
     return f"up to {first_s:g} s, doubled with each attempt"
+
+
+class RecordedAnswer(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
+    """Hold a line of tests/corpus: an answer, or why there is none, and the verdict that it should get."""
+
+    name: str = ""
+    source: str = ""
+    status: Annotated[int, msgspec.Meta(ge=100, le=599)] = 0  # 0: no answer
+    headers: dict[str, str] = {}
+    body: str = ""
+    body_base64: bytes = b""
+    no_answer: NoAnswer | None = None
+    expect: dict[str, Any] = {}
+
+    def answer(self) -> Answer | NoAnswer:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        body = self.body_base64 or self.body.encode("utf-8", "surrogatepass")
+        return self.no_answer or Answer(self.status, headers, body)
+
+
+def answer_of(raw: bytes, provider: Provider, status: int | None = None) -> Answer | NoAnswer:
+    """Read the answer in a file: a line of the corpus, what `curl -i` writes, error_details, or a body alone.
+
+    A body alone gets `status`, else the status of the rule for its code. Raises GenctlError (exit 2) when
+    there is neither, when both the file and `status` give one, and when the file holds several lines of JSON.
+    """
+    if recorded := _sent(raw) or _written(raw):
+        if status:
+            raise GenctlError("Ambiguous", "the file has its own HTTP status", "drop --status", exit_code=2)
+        return recorded
+    said = words_of(Answer(status or 400, {}, raw), provider)
+    rule = rule_of(said.code, said.text, provider.rules)
+    if not status and not rule:
+        told = f"a body without its HTTP status, and no code of {provider.name} in it"
+        fix = "add --status, or save the answer with its headers, as `curl -i` does"
+        raise GenctlError("NoStatus", told, fix, exit_code=2)
+    return Answer(status or (rule.status if rule else 0), {}, raw)
+
+
+def _sent(raw: bytes) -> Answer | None:
+    """Read what `curl -i` writes."""
+    http = HTTP.match(raw)
+    while http and (following := HTTP.match(raw, http.end())):  # after 100 Continue
+        http = following
+    if not http:
+        return None
+    pairs = (line.partition(":") for line in http[2].decode("latin-1").splitlines() if ":" in line)
+    headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
+    return Answer(int(http[1]), headers, inflated(headers, raw[http.end() :]))
+
+
+def _written(raw: bytes) -> Answer | NoAnswer | None:
+    """Read a line of the corpus, or error_details, also within their session."""
+    try:
+        document = msgspec.json.decode(raw, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        if raw.startswith(b"{") and b"\n{" in raw:
+            raise GenctlError("NoAnswer", "it holds several recorded answers", FORMS, exit_code=2) from None
+        return None
+    details = document.get("error_details", document)
+    if isinstance(details, dict) and {"providerStatus", "providerBody", "code"} <= details.keys():
+        return _stored(details)
+    if "noAnswer" in document or ("status" in document and document.keys() & {"body", "bodyBase64"}):
+        try:
+            return msgspec.convert(document, RecordedAnswer).answer()
+        except msgspec.ValidationError as error:
+            raise GenctlError("NoAnswer", f"not one recorded answer: {error}", FORMS, exit_code=2) from None
+    return None
+
+
+def _stored(details: Mapping[str, Any]) -> Answer | NoAnswer:
+    """Rebuild the answer behind error_details, as far as they hold it."""
+    status, body = details["providerStatus"], details["providerBody"]
+    if type(status) is int:
+        return Answer(status, {}, str(body or "").encode("utf-8", "replace"))
+    message = str(details.get("providerMessage") or "")
+    return NoAnswer(str(details["code"])[:100], message, sent=details.get("outcome") == "unknown")

@@ -8,7 +8,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
-from itertools import chain
 from typing import Self
 
 from genctl.base.person import Advance
@@ -54,6 +53,11 @@ class Survey:
             await survey.show()
 
     @property
+    def counts(self) -> dict[str, int]:
+        """Return how many messages came, of about how many."""
+        return {"seen": self.seen, "approximate": max(self.seen, self.approximate)}
+
+    @property
     def warning(self) -> str | None:
         """Warn a person before we receive messages here; None: there is nothing to say."""
         if "RedrivePolicy" in self.facts:
@@ -81,51 +85,44 @@ class Survey:
         More than ten need several calls at once. After a receive without a new message it waits `wait_s`:
         only then SQS asks all of its servers.
         """
-        while self._idle < IDLE_RECEIVES:
-            messages = await self._received(limit, wait_s if self._idle else 0)
-            meant = [m for m in messages if self.until is None or m.sent_at <= self.until]
-            new = [message for message in meant if message.message_id not in self._hidden]
-            again = self._are_back(messages)
-            self._keep(messages)
-            self._idle = 0 if new or again else self._idle + 1
-            if new:
-                self.seen += len(new)
-                return new
-        return []
+        found: list[Message] = []
+        while not found and self._idle < IDLE_RECEIVES:
+            wait = wait_s if self._idle else 0
+            parts = [min(BATCH, limit - start) for start in range(0, limit, BATCH)]
+            receiving = asyncio.gather(*(self._part(part, wait) for part in parts), return_exceptions=True)
+            try:
+                came = await asyncio.shield(receiving)
+            except asyncio.CancelledError:  # else the messages still on their way would stay hidden
+                await receiving
+                raise
+            self._idle += 1
+            for part in came:
+                if isinstance(part, BaseException):
+                    raise part
+                found += part
+        self.seen += len(found)
+        return found
 
-    def _are_back(self, messages: list[Message]) -> bool:
-        """Tell whether messages came back for the first time because we take long: that is not the end."""
+    async def _part(self, limit: int, wait_s: int) -> list[Message]:
+        """Receive once, and keep the receipts; return the messages that are meant and new."""
+        messages = await self.queue.receive(limit, wait_s=wait_s, visibility_s=LOOK_S)
         now = time.monotonic()
+        new = [m for m in messages if m.message_id not in self._hidden and not self._is_late(m)]
+        # those that come back for the first time, because we take long, do not mean the end
         back = {m.message_id for m in messages if self._hidden.get(m.message_id, ("", now))[1] < now}
-        first = back - self._seen_again
+        if new or back - self._seen_again:
+            self._idle = -1  # receive() adds one
         self._seen_again |= back
-        return bool(first)
+        self._hidden |= {m.message_id: (m.receipt, now + LOOK_S) for m in messages}
+        return new
 
-    async def _received(self, limit: int, wait_s: int) -> list[Message]:
-        parts = [min(BATCH, limit - start) for start in range(0, limit, BATCH)]
-        receiving = asyncio.gather(
-            *(self.queue.receive(part, wait_s=wait_s, visibility_s=LOOK_S) for part in parts),
-            return_exceptions=True,
-        )
-        try:
-            came = await asyncio.shield(receiving)
-        except asyncio.CancelledError:  # else the messages still on their way would stay hidden
-            self._keep(chain.from_iterable(part for part in await receiving if isinstance(part, list)))
-            raise
-        messages = list(chain.from_iterable(part for part in came if isinstance(part, list)))
-        if bad := next((part for part in came if isinstance(part, BaseException)), None):
-            self._keep(messages)
-            raise bad
-        return messages
+    def _is_late(self, message: Message) -> bool:
+        return self.until is not None and message.sent_at > self.until
 
-    def _keep(self, messages: Iterable[Message]) -> None:
-        until = time.monotonic() + LOOK_S
-        self._hidden |= {m.message_id: (m.receipt, until) for m in messages}
-
-    def forget(self, messages: Iterable[Message]) -> None:
+    def forget(self, ids: Iterable[str]) -> None:
         """Forget messages that somebody has deleted."""
-        for message in messages:
-            self._hidden.pop(message.message_id, None)
+        for id_ in ids:
+            self._hidden.pop(id_, None)
 
     async def show(self) -> None:
         """Make the hidden messages visible, also when we are cancelled meanwhile, and start over."""
@@ -159,7 +156,7 @@ async def look(
                 break
         if taken := list(filter(take, seen)):
             await dlq.delete([message.receipt for message in taken])
-            survey.forget(taken)
+            survey.forget(message.message_id for message in taken)
         return seen
 
 

@@ -32,20 +32,18 @@ async def send_through(settings: Settings) -> tuple[SentThrough, SentThrough]:
 
 
 async def _sent_through(queue: Queue, body: str) -> SentThrough:
+    left, refuses, trouble = "", False, None
     try:
         fair = queue.takes_groups
         (sent,) = await queue.send([Outgoing(body, user=str(PROBE))])
+        if sent.error is not None:
+            told = f"SQS queue {queue.name} does not take a message: {sent.error}"
+            return SentThrough(queue.name, GenctlError("MessageRefused", told, sent.fix))
+        left, refuses = sent.message_id, fair and not queue.takes_groups
+        left = "" if await _taken_back(queue, body) else left
     except GenctlError as error:
-        return SentThrough(queue.name, error)
-    if sent.error is not None:
-        told = f"SQS queue {queue.name} does not take a message: {sent.error}"
-        return SentThrough(queue.name, GenctlError("MessageRefused", told, sent.fix))
-    refuses = fair and not queue.takes_groups
-    try:
-        is_back = await _taken_back(queue, body)
-    except GenctlError as error:
-        return SentThrough(queue.name, error, sent.message_id, refuses)
-    return SentThrough(queue.name, left="" if is_back else sent.message_id, refuses_groups=refuses)
+        trouble = error
+    return SentThrough(queue.name, trouble, left, refuses)
 
 
 async def _taken_back(queue: Queue, body: str) -> bool:
@@ -55,6 +53,6 @@ async def _taken_back(queue: Queue, body: str) -> bool:
             ours: list[Message] = [m for m in await survey.receive(wait_s=1) if m.body == body]
             if ours:
                 errors = await queue.delete([message.receipt for message in ours])
-                survey.forget(ours)
+                survey.forget(message.message_id for message in ours)
                 return not any(errors)
     return False

@@ -1,7 +1,7 @@
 """Try verdicts on the failures that are stored; write nothing."""
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import lru_cache, partial
 
 import msgspec
@@ -18,7 +18,6 @@ from genctl.edges.db import Database, Row
 from genctl.tools.found import Tools
 from genctl.tools.wire import CODES
 
-PAGE = 1_000  # rows of one query
 OF_CALLS = frozenset({*OURS, *(name for _, name in CODES)})
 MOST_ASKED = 100  # codes of which we ask when they were first seen
 
@@ -60,9 +59,11 @@ async def tried(
     limits = Limits(settings.max_attempts, settings.max_unknown_retries, tuple(verdicts))
     trial = Trial(verdicts, lru_cache(4_096)(partial(is_known, tools=tools)))
     now: datetime = (await db.rows("clock"))[0]["now"]
-    page = {"since": since, "until": now, "after": None, "limit": PAGE}
-    while rows := await db.rows("judged_failures", **page):
-        for row in rows:
+    async with db.snapshot() as rows:
+        async for row in rows("judged_failures", since=since, until=now):
+            if seconds := int((row["completed_at"] - since).total_seconds()):
+                advance(seconds)
+                since += timedelta(seconds=seconds)
             try:
                 kept = msgspec.convert(row, KeptFailure)
             except msgspec.ValidationError as error:
@@ -73,11 +74,6 @@ async def tried(
             trial.add(judged)
             if judged and judged.is_changed:
                 show(judged)
-        reached = rows[-1]["completed_at"]
-        advance(int((reached - page["since"]).total_seconds()))
-        page |= {"since": reached, "after": rows[-1]["id"]}
-        if len(rows) < PAGE:
-            break
     for row in await first_seen(db, trial.unknown_codes, tools):
         trial.seen(row["code"], row["first_seen"])
     return trial

@@ -20,10 +20,14 @@ set seen_at = now(), outcome = %(outcome)s, again = %(again)s, ending = %(ending
 where b.id = %(id)s
 
 -- name: bulk_work
--- Reads the newest bulk work; `seen_s` is how long ago its command touched its row.
-select b.id, b.command, b.again, b.tool, b.who, b.reason, b.began_at, b.ended_at, b.ending, b.why, b.outcome,
-  extract(epoch from now() - b.seen_at)::float8 as seen_s
-from bulk_work b order by b.id desc limit %(limit)s
+-- Reads the newest bulk work; whoever has not touched a row for `silent_s` was killed. `go_on` continues it.
+select b.id, b.command, b.tool, b.who, b.reason, b.began_at, b.ended_at, s.state, b.why, b.outcome,
+  case when s.state in ('interrupted', 'stopped', 'failed') then b.again end as go_on
+from bulk_work b cross join lateral (
+  select coalesce(b.ending, case when b.seen_at < now() - make_interval(secs => %(silent_s)s::float8)
+    then 'interrupted' else 'running' end) as state
+) s
+order by b.id desc limit %(limit)s
 
 -- name: sessions_by_keys
 -- Finds the sessions that these idempotency keys of users have made.

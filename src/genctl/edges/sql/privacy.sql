@@ -1,34 +1,27 @@
--- What is stored about one user, to hand it out or to erase it (genctl.ops.privacy). Each statement is about a page of
--- sessions, so that a user with millions of them locks few rows at a time.
+-- What is stored about one user, to hand it out or to erase it (genctl.ops.privacy). An erasure takes a page of
+-- sessions at a time, so that a user with millions of them locks few rows at a time.
 
--- name: sessions_of
--- Lists a user's sessions, oldest first, after a given one; `made` is a text, as Python knows no infinite time.
-select s.id, s.created_at::text as made, s.idempotency_key from generation_sessions s
-where s.user_id = %(user)s and (s.created_at, s.id) > (%(made)s::timestamptz, %(after)s::uuid)
-order by s.created_at, s.id limit %(limit)s
+-- name: stored_sessions
+-- Reads a user's sessions whole, oldest first, each with the reservations of its runs and its trace.
+select {session s}, now() as read_at, s.idempotency_key, r.amount as reserved,
+  case r.status when 'released' then r.amount else 0 end as refunded,
+  coalesce((
+    select json_agg(json_build_object('id', h.id, 'sessionId', h.session_id, 'run', h.run, 'amount', h.amount,
+      'status', h.status, 'createdAt', to_char(h.created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
+      'releasedAt', to_char(h.released_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
+      'capturedAt', to_char(h.captured_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')) order by h.run)
+    from credit_reservations h where h.session_id = s.id), '[]') as reservations,
+  coalesce((
+    select json_agg(json_build_object('sessionId', e.session_id, 'run', e.run, 'kind', e.kind,
+      'at', to_char(e.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'), 'data', e.data) order by e.id)
+    from session_events e where e.session_id = s.id), '[]') as trace
+from generation_sessions s left join credit_reservations r on r.id = s.reservation_id
+where s.user_id = %(user)s order by s.created_at, s.id
 
--- name: undated_sessions_of
--- Lists those sessions of a user that an adopted table does not date.
-select s.id, s.idempotency_key from generation_sessions s
-where s.user_id = %(user)s and s.created_at is null and s.id > %(after)s::uuid
-order by s.id limit %(limit)s
-
--- name: events_of_sessions
--- Reads the traces of sessions.
-select e.session_id, e.run, e.kind, e.at, e.data
-from unnest(%(ids)s::uuid[]) as i(id) join session_events e on e.session_id = i.id
-order by e.session_id, e.id
-
--- name: reservations_of_sessions
--- Reads the reservations of all runs of sessions.
-select r.id, r.session_id, r.run, r.amount, r.status, r.created_at, r.released_at, r.captured_at
-from unnest(%(ids)s::uuid[]) as i(id) join credit_reservations r on r.session_id = i.id
-order by r.session_id, r.run
-
--- name: ledger_after
--- Reads a user's movements of credits, oldest first, after a given one.
+-- name: movements_of
+-- Reads a user's movements of credits, oldest first.
 select l.id, l.delta, l.kind, l.reservation_id, l.reason, l.created_at
-from credit_ledger l where l.user_id = %(user)s and l.id > %(after)s order by l.id limit %(limit)s
+from credit_ledger l where l.user_id = %(user)s order by l.id
 
 -- name: traits_of_user
 -- Reads the values of a user's orders that the provider refused.
@@ -77,7 +70,7 @@ traced as (
   update session_events e set data = k.data
   from kept k where e.id = k.id and e.data is distinct from k.data
 )
-select count(*) filter (where m.live) as live, (select count(*) from erased) as erased,
+select count(*) filter (where m.live) as live, (select count(*) from erased) as sessions,
   count(*) filter (where not m.live and f.id is null) as locked
 from meant m left join free f on f.id = m.id
 
@@ -106,9 +99,10 @@ gone as (
 select count(*) as erased from gone
 
 -- name: stored_about
--- Counts a user's sessions: those that live, and those that have ended and still say something. `known`: somebody has an
--- account or a session of this name.
-select count(*) filter (where s.status in ('queued', 'processing')) as live,
+-- Lists a user's sessions, oldest first; counts those that live, and those that have ended and still say something.
+-- `known`: somebody has an account or a session of this name.
+select coalesce(array_agg(s.id order by s.created_at, s.id), '{}') as ids,
+  count(*) filter (where s.status in ('queued', 'processing')) as live,
   count(*) filter (where (s.status in ('queued', 'processing')) is not true and s.erased_at is null) as sessions,
   count(*) > 0 or exists (select from credit_accounts a where a.user_id = %(user)s) as known
 from generation_sessions s where s.user_id = %(user)s

@@ -1,12 +1,10 @@
 -- What stored failures say of the provider's codes, for `verdicts try` and `status`.
 
 -- name: judged_failures
--- Lists what failed sessions keep of the provider's answers, by the time of their failure, oldest first; one page
--- after (since, after).
+-- Lists what failed sessions keep of the provider's answers, by the time of their failure, oldest first.
 select s.id, s.user_id, s.model, s.unknowns, s.completed_at, s.error_details from generation_sessions s
 where s.status = 'failed' and s.completed_at >= %(since)s and s.completed_at < %(until)s
-  and (%(after)s::uuid is null or (s.completed_at, s.id) > (%(since)s, %(after)s::uuid))
-order by s.completed_at, s.id limit %(limit)s
+order by s.completed_at, s.id
 
 -- name: first_seen
 -- Reads when each of these codes first ended a session, and how long ago that is: of the sessions that still have it,
