@@ -32,12 +32,22 @@ SHARING = (
     "tests/sdk/",
     "tests/ship/test_aws.py",
     "tests/ship/test_container.py",
+    "tests/ship/test_release.py",
     "tests/path/test_plans.py",
     "tests/path/test_wide_base.py",
     *(f"tests/unit/test_{name}.py" for name in ("locks", "names")),
     *(
         f"tests/process/test_{name}.py"
-        for name in ("commands", "completion", "from_nothing", "outages", "stack", "wheel", "widths")
+        for name in (
+            "commands",
+            "completion",
+            "from_nothing",
+            "outages",
+            "stack",
+            "upgrade",
+            "wheel",
+            "widths",
+        )
     ),
     *(f"tests/stream/test_{name}.py" for name in ("database_faults", "rules_of_server", "rules_of_watch")),
 )

@@ -25,7 +25,7 @@ import tempfile
 import termios
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -37,6 +37,7 @@ FORKED = (
     "tests.process.alone_program",
     "tests.process.clock_program",
     "tests.process.manner_program",
+    "tests.process.runs_program",
     "tests.process.stack_program",
     "tests.process.widths_program",
 )
@@ -44,25 +45,35 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 BEGUN_WITH = ("PYTHON", "LC_", "LANG")  # what an interpreter reads once, when it starts
 FORKED_STEPS = "GENCTL_TEST_FORKED_STEPS"  # set: the genctl steps of a runbook are forked too
 IN_A_SHELL = "GENCTL_TEST_IN_A_SHELL"  # set: the terminal is the shell's, whose next command needs it too
+# Written without json, socket and signal: to import them costs as much as all the rest.
 STEP = """
-import json, os, signal, socket, sys
-conn = socket.socket(socket.AF_UNIX)
+import _signal, _socket, os, sys
+from _json import encode_basestring_ascii as text
+def told():
+    line = b""
+    while not line.endswith(b"\\n") and (more := conn.recv(1)):
+        line += more
+    return int(line)
+conn = _socket.socket(_socket.AF_UNIX)
 conn.connect({address!r})
-asked = {{"argv": ["genctl", *{words}], "cwd": os.getcwd(), "env": dict(os.environ)}}
-text = json.dumps(asked).encode() + b"\\n"
-conn.sendall(text[socket.send_fds(conn, [text], [0, 1, 2]):])
+env = ",".join(text(name) + ":" + text(value) for name, value in os.environ.items())
+asked = '{{"argv":["genctl",' + {words} + '],"cwd":' + text(os.getcwd()) + ',"env":{{' + env + '}}}}\\n'
+streams = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (0, 1, 2))
+conn.sendmsg([b"{{"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, streams)])
+conn.sendall(asked[1:].encode())
 for fd in (1, 2):
     os.close(fd)  # they end with the fork
-said = conn.makefile()
-pid = int(said.readline())
+pid = told()
 def end(number, _):
     try:
         os.kill(pid, number)
     except ProcessLookupError:  # it has ended, and its exit code is on the way
         pass
-signal.signal(signal.SIGTERM, end)
-os._exit(os.waitstatus_to_exitcode(int(said.readline())) & 255)
+_signal.signal(_signal.SIGTERM, end)
+_signal.signal(_signal.SIGINT, end)
+os._exit(os.waitstatus_to_exitcode(told()) & 255)
 """
+TYPED, GIVEN = '",".join(map(text, sys.argv[1:]))', "sys.stdin.read().strip()[1:-1]"
 
 servers = {sys.executable: os.environ[ADDRESS]} if ADDRESS in os.environ else {}
 
@@ -107,20 +118,20 @@ def surroundings(**more: str) -> dict[str, str]:
 
 def program(file: Path, python: str = sys.executable) -> None:
     """Make the file a `genctl` that is forked, for what is typed into a shell."""
-    file.write_text(f"#!{sys.executable} -IS\n{STEP.format(address=servers[python], words='sys.argv[1:]')}")
+    file.write_text(f"#!{sys.executable} -IS\n{STEP.format(address=servers[python], words=TYPED)}")
     file.chmod(0o755)
 
 
 @contextmanager
-def offered(python: str) -> Iterator[None]:
-    """Meanwhile commands of this interpreter are forked."""
+def offered(name: str, python: str = "", **env: str) -> Iterator[None]:
+    """Meanwhile commands of this interpreter are forked; with `python` the name stands for that one."""
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listening:
-        servers[python] = _listen(listening, folder)
-        server = _server(python, listening)
+        servers[name] = _listen(listening, folder)
+        server = _server(python or name, listening, **env)
         try:
             yield
         finally:
-            del servers[python]
+            del servers[name]
             server.communicate()
 
 
@@ -151,11 +162,11 @@ def _listen(listening: socket.socket, folder: str) -> str:
     return address
 
 
-def _server(python: str, listening: socket.socket) -> "subprocess.Popen[bytes]":
+def _server(python: str, listening: socket.socket, **env: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [python, "-m", "tests.process.forks", str(listening.fileno())],
+        [python, "-m", "tests.process.forks", str(listening.fileno()), *([] if env else ["warm"])],
         cwd=ROOT,
-        env={"PATH": os.environ["PATH"]},
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GENCTL_HOME": "/nonexistent", **env},
         stdin=subprocess.PIPE,  # it ends when nobody holds the other end
         pass_fds=[listening.fileno()],
     )
@@ -249,7 +260,7 @@ def _become(asked: dict[str, Any], streams: list[int], address: str) -> str:
     if sys.platform == "linux":  # a test run that was killed leaves nothing behind: the server ends with it
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if asked["env"].get(FORKED_STEPS):
-        step = STEP.format(address=address, words="json.load(sys.stdin)")
+        step = STEP.format(address=address, words=GIVEN)
         sys.modules["genctl.ops.runbook.actions"].GENCTL = step  # type: ignore[attr-defined]
     for mine, given in enumerate(streams):
         os.dup2(given, mine)
@@ -282,15 +293,23 @@ def _leave(left: SystemExit) -> None:
     os._exit(left.code)
 
 
+def warm() -> None:
+    """Look at settings, statements and verdicts once: what that reads and compiles, each fork would read anew."""
+    sys.modules["genctl.edges.statements"].statements()
+    main = sys.modules["genctl.cli"].main
+    with Path(os.devnull).open("w") as nobody, redirect_stdout(nobody), redirect_stderr(nobody):
+        for words in (["version"], ["config", "show", "-o", "json"], ["explain", "HTTP400"]):
+            main(words)
+
+
 if __name__ == "__main__":
     genctl = importlib.import_module("genctl")
     for module in pkgutil.walk_packages(genctl.__path__, "genctl."):
         if not module.name.endswith("__main__"):
             with suppress(ModuleNotFoundError):  # of an extra that is not installed there
                 importlib.import_module(module.name)
-    found = sys.modules["genctl.tools.found"]  # it reads what is installed, as imports do
-    found.load(env={"HOME": os.devnull}, cwd=Path("/"))
-    sys.modules["genctl.edges.statements"].statements()
+    if sys.argv[2:]:
+        warm()
     gc.collect()
     gc.freeze()  # or the first collection of each fork copies all of it
     if sys.platform == "linux":

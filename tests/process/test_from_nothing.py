@@ -20,7 +20,6 @@ from tests.process.test_demo import processes_in
 
 EXAMPLE = "examples/genctl-tool-example/README.md"
 ENDLESS = ("genctl watch", "genctl tail-failures")
-OURS = "genctl-as-installed"
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
 ASKING = ("genctl dlq redrive --category server --canary", "genctl runbook run provider-outage --var")
 
@@ -128,8 +127,8 @@ def test_the_steps_of_the_action_and_in_a_second_terminal_all_other_commands(who
     with forked(whole):
         for line in [*others, *lines, *console("docs/adoption.md")[1]]:
             typed(line, whole)
-    for step in (smoke, stop):
-        stepped(step, whole)
+        stepped(smoke, whole)
+    stepped(stop, whole)
     suite = ET.parse(whole.checkout / "smoke.xml").getroot()
     assert (suite.attrib["tests"], suite.attrib["failures"], suite.attrib["errors"]) == ("9", "0", "0")
 
@@ -147,9 +146,9 @@ def test_the_example_is_a_tool_once_it_is_installed(whole: Bare) -> None:
 
 @contextmanager
 def forked(bare: Bare) -> Iterator[None]:
-    """Meanwhile its `genctl` is forked, with all that is installed there in memory, but for what is ended by Ctrl-C."""
+    """Meanwhile its `genctl` is forked, with all that is installed there in memory."""
     genctl, python = bare.checkout / ".venv/bin/genctl", str(bare.checkout / ".venv/bin/python")
-    installed = genctl.rename(genctl.with_name(OURS))
+    installed = genctl.rename(genctl.with_name("genctl-as-installed"))
     with forks.offered(python):
         forks.program(genctl, python)
         yield
@@ -177,7 +176,6 @@ def stepped(step: str, bare: Bare) -> None:
 def typed(line: str, bare: Bare) -> None:
     """What does not end by itself is ended when it has told something; what asks is told how to answer."""
     if ENDLESS[0] in line or ENDLESS[1] in line:
-        line = line.replace("genctl ", f"{OURS} ", 1)
         with Running.start("sh", "-c", f"exec {line}", env=bare.env, folder=bare.checkout) as running:
             until_sync(lambda: any(running.texts()) or running.process.poll(), within_s=60)
             assert running.end(signal.SIGINT, within_s=60) == 130, running.texts()

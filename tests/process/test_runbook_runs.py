@@ -24,6 +24,7 @@ from genctl.ops.runbook import actions
 
 HEAD = "name: {name}\npurpose: A test.\nwhen: Now.\ntouches: Nothing.\n"
 OK = "expect: [exit == `0`]"
+PROGRAM = (sys.executable, "-m", "tests.process.runs_program")
 
 
 class Book:
@@ -43,8 +44,8 @@ class Book:
         self.file.write_text(text)
         return self
 
-    def start(self, *args: str) -> Any:
-        return Running.start(*GENCTL, "runbook", *args, env=self.env, folder=self.folder)
+    def start(self, *args: str, program: tuple[str, ...] = GENCTL) -> Any:
+        return Running.start(*program, "runbook", *args, env=self.env, folder=self.folder)
 
     def say(self, *args: str, exit_code: int = 0) -> tuple[str, str]:
         """stdout and stderr of `genctl runbook ...`."""
@@ -383,23 +384,6 @@ def test_a_command_may_list_a_whole_queue(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(found["json"]) == 600_000
 
 
-SLOW = """
-import pathlib, time
-from genctl.cli import main
-from genctl.ops.runbook import run
-
-def slowly(*args, at_once=run.{slow}):
-    pathlib.Path("begun").touch()
-    until = time.monotonic() + 0.3
-    while time.monotonic() < until:
-        pass
-    return at_once(*args)
-
-run.{slow} = slowly
-raise SystemExit(main())
-"""
-
-
 @pytest.mark.parametrize(
     ("first", "number", "slow", "code"),
     [
@@ -413,8 +397,7 @@ def test_a_signal_between_two_steps_cleans_up_too(
 ) -> None:
     """Between two looks of a wait, behind a step, and behind one that failed: it cuts off no clean-up."""
     book.write(f"{first}\n{OK}", f"shell: touch never\n{OK}", f"shell: touch clean\nalways: true\n{OK}")
-    program = ("-c", SLOW.format(slow=slow), "runbook", "run", "book.yaml", "-o", "json")
-    with Running.start(sys.executable, *program, env=book.env, folder=book.folder) as running:
+    with book.start("run", "book.yaml", "-o", "json", program=(*PROGRAM, "slow", slow)) as running:
         until_sync((book.folder / "begun").exists)
         assert running.end(number) == code
         out, _ = running.texts()
@@ -685,12 +668,8 @@ def test_the_plan_is_there_before_the_first_step(book: Book) -> None:
 
 def test_a_journal_that_is_lost_is_told_and_offers_no_resume(book: Book) -> None:
     """The state folder fills up while the run goes on; what was begun there can be named all the same."""
-    limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (3000, 3000))"
     book.write(f"shell: printf '%05000d' 0\n{OK}", f"shell: exit 2\n{OK}")
-    run = f"{limit}; from genctl.cli import main; raise SystemExit(main())"
-    with Running.start(
-        sys.executable, "-B", "-c", run, "runbook", "run", str(book.file), env=book.env, folder=book.folder
-    ) as running:
+    with book.start("run", str(book.file), program=(*PROGRAM, "small", "3000")) as running:
         assert running.end() == 1
         _, err = running.texts()
     assert "this run has no journal" in err

@@ -1,4 +1,4 @@
-"""Two versions beside each other, as in an upgrade or on the way back: the release before, from its wheel, and this one.
+"""Two versions beside each other, as in an upgrade or on the way back: the release before and this one.
 
 Its commit has to be in the clone: `git fetch --unshallow` brings it.
 """
@@ -7,7 +7,6 @@ import asyncio
 import json
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,37 +15,36 @@ from typing import Any
 import psycopg
 import pytest
 from tests.ears import BASE
-from tests.process.place import GENCTL, Place, Running
+from tests.process import forks
+from tests.process.place import Place, Running
 from tests.process.served import serve
 
 from genctl.edges import migrate
 
 ROOT = Path(__file__).parents[2]
 RELEASE = "792d504"  # 0.1.0, until a tag names a release
+BEFORE = "the release before"
 
 
 @pytest.fixture(scope="module")
-def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the wheel of the release before is unpacked."""
+def before(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the release before is unpacked; `BEFORE -m genctl` is forked by a server that has it in memory."""
     there = subprocess.run(
         ["git", "cat-file", "-e", f"{RELEASE}^{{commit}}"], cwd=ROOT, capture_output=True, check=False
     )
     if there.returncode:
         pytest.skip(f"the release before ({RELEASE}) is not in this clone: git fetch --unshallow")
-    source, made = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    source = tmp_path_factory.mktemp("source")
     archive = subprocess.run(["git", "archive", RELEASE], cwd=ROOT, capture_output=True, check=True).stdout
     subprocess.run(["tar", "x"], cwd=source, input=archive, check=True)
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(made)]
-    subprocess.run(build, cwd=source, capture_output=True, check=True)
-    (wheel,) = made.glob("*.whl")
-    with zipfile.ZipFile(wheel) as packed:
-        packed.extractall(made)
-    return made
+    with forks.offered(BEFORE, sys.executable, PYTHONPATH=str(source / "src")):
+        yield source
 
 
 def added(before: Path) -> list[str]:
     """The migrations since."""
-    there = {path.name for path in before.glob("genctl/_assets/migrations/*.sql")}
+    there = {path.name for path in before.glob("migrations/*.sql")}
+    assert there
     return [name for name in migrate.files() if name not in there]
 
 
@@ -54,11 +52,11 @@ Old = Callable[..., Any]
 
 
 @pytest.fixture
-def old(place: Place, before: Path) -> Old:
+def old(place: Place) -> Old:
     """A command of the release before, and its JSON."""
 
     def said(*args: str, exit_code: int = 0) -> Any:
-        with older(place, before, *args, "-o", "json") as running:
+        with older(place, *args, "-o", "json") as running:
             assert running.end(within_s=60) == exit_code, running.texts()
         return json.loads(running.out.read_text() or "null")
 
@@ -66,9 +64,8 @@ def old(place: Place, before: Path) -> Old:
 
 
 @contextmanager
-def older(place: Place, before: Path, *args: str) -> Iterator[Running]:
-    env = place.env | {"PYTHONPATH": str(before)}
-    with Running.start(*GENCTL, *args, env=env, folder=place.folder) as running:
+def older(place: Place, *args: str) -> Iterator[Running]:
+    with Running.start(BEFORE, "-m", "genctl", *args, env=place.env, folder=place.folder) as running:
         yield running
 
 
@@ -89,7 +86,7 @@ def test_both_versions_work_beside_each_other_on_the_newer_schema(
         assert new.end(within_s=60) == 0
     second = place.enqueue()
     place.genctl("dlq", "redrive", "--all", "--yes", "--edit-prompt", "a lighthouse")
-    with older(place, before, "worker") as worker:
+    with older(place, "worker") as worker:
         worker.until("worker.started", within_s=60)
         with place.worker():
             for session in (first, second, place.enqueue("server-error-once"), place.enqueue()):
@@ -124,7 +121,7 @@ def test_the_newer_version_says_what_the_older_schema_lacks_and_loses_nothing(
         assert worker.end(within_s=60) == 0
     migrated(place, "down", "--to", lacks[0], "--yes")
     again = old("enqueue", "--user", "ann")["sessionId"]
-    with older(place, before, "worker", "--drain") as worker:
+    with older(place, "worker", "--drain") as worker:
         place.until_row(again, within_s=60, status="completed")
     assert old("refunds", "check")["violations"] == []
     with psycopg.connect(place.dsn) as conn:

@@ -7,7 +7,9 @@ import importlib
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from functools import cache
+from io import StringIO
 from typing import Any
 
 OPENAI = ("model", "prompt", "size", "response_format", "output_format", "stream")  # the rest is the vendor's
@@ -36,6 +38,10 @@ def arguments(module: str, asked: dict[str, Any]) -> dict[str, Any]:
 
 def play(module: str, url: str, call: dict[str, Any]) -> dict[str, Any]:
     """What the SDK hands to its user: the answer, or what it raises."""
+    if "lines" in call:  # of a page, which print something
+        with redirect_stdout(StringIO()) as printed:
+            exec(call["lines"], {})  # as somebody would type them
+        return {"printed": printed.getvalue()}
     try:
         sdk = client(module, url, **call["client"])
         answer = sdk.images.generate(**arguments(module, call["asked"]))
@@ -47,9 +53,10 @@ def play(module: str, url: str, call: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     module, url = sys.argv[1:]
+    stdout = sys.stdout
     with ThreadPoolExecutor(8) as threads:
         outcomes = list(threads.map(lambda call: play(module, url, call), json.load(sys.stdin)))
-    json.dump(outcomes, sys.stdout)
+    json.dump(outcomes, stdout)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What a release consists of, made once."""
 
+import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,5 +29,12 @@ def built(into: Path, *how: str, umask: int = -1) -> Path:
 
 @pytest.fixture(scope="session")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `make dist` makes them: the wheel from the unpacked sdist."""
-    return built(tmp_path_factory.mktemp("dist"), "-m", "build", "--no-isolation", "--outdir")
+    """As `make dist` makes them, the wheel from the unpacked sdist: once for all workers of a test run."""
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with (shared / "dist.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "dist").exists():
+            made = built(tmp_path_factory.mktemp("made"), "-m", "build", "--no-isolation", "--outdir")
+            made.rename(shared / "dist")
+    return shared / "dist"

@@ -245,6 +245,10 @@ def test_a_secret_is_hidden_however_it_is_spelled() -> None:
 BEGUN = {
     "event": "begun",
     "run": "r1",
+    "runbook": "x",
+    "file": "/x.yaml",
+    "who": "ann",
+    "at": "now",
     "sha256": "1",
     "values": {"user": "ann", "key": MASK},
     "done": ["z"],

@@ -194,7 +194,11 @@ async def _child(
 
     When we are cancelled it gets SIGTERM first, and may put things in order.
     """
-    starting = asyncio.ensure_future(_started(argv, {**os.environ, **(env or {})}))
+    pipe, env = asyncio.subprocess.PIPE, {**os.environ, **(env or {})}
+    begin = asyncio.create_subprocess_exec(
+        *argv, env=env, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
+    )
+    starting = asyncio.ensure_future(begin)  # asyncio would wait for ever for a start that is cancelled
     heard = asyncio.ensure_future(_heard(starting, given, most, note))
     try:
         return await asyncio.shield(heard)  # else nobody would empty its pipes while it ends
@@ -202,17 +206,6 @@ async def _child(
         await asyncio.wait({starting})
         if not starting.exception():
             await _ended(starting.result(), heard)
-
-
-async def _started(argv: tuple[str, ...], env: Mapping[str, str]) -> Process:
-    """Start a process. Nobody may cancel this: asyncio would wait for ever for a half-started one."""
-    pipe = asyncio.subprocess.PIPE
-    try:
-        return await asyncio.create_subprocess_exec(
-            *argv, env=env, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
-        )
-    except (OSError, ValueError) as error:
-        raise GenctlError("NoProcess", f"it cannot be started: {error}", exit_code=1) from None
 
 
 async def _heard(

@@ -20,6 +20,7 @@ from genctl.domain.model import GenctlError, rfc3339
 LONGEST_OUTPUT = 65_536  # characters of a step's output
 DONE = {"ok", "skipped"}
 SUMMARY = ("run", "runbook", "at", "who", "state", "exitCode", "failed", "file")
+BEGUN = ("run", "runbook", "at", "who", "file", "sha256", "values", "done", "shown")
 SHOWN = ("step", "shown", "more")
 
 Event = Mapping[str, Any]
@@ -141,7 +142,7 @@ def past(events: Iterable[Event], *, is_running: bool) -> Event:
     bad = [one["step"] for one in steps if one["state"] in {"failed", "interrupted"}]
     state = "running" if is_running else end.get("state", "interrupted")
     told = {"state": state, "exitCode": end.get("exitCode"), "failed": bad[0] if bad else None}
-    return {**begun, **told, "steps": steps}
+    return {**{key: begun[key] for key in BEGUN}, **told, "steps": steps}
 
 
 def start(was: Event) -> Start:

@@ -1,7 +1,7 @@
 """Find, read and lint runbooks: the order of steps, values, commands and expressions."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -76,55 +76,52 @@ def _read(file: Path) -> bytes:
 def _lint(runbook: Runbook, where: Source, check_words: CheckWords) -> Iterator[Fault]:
     """Yield the faults of a runbook of the right shape."""
     known = set(runbook.variables)
-    before: list[Step] = []
     for number, step in enumerate(runbook.steps):
-        unknown = [(position, name) for position, name in _names(step) if name not in known]
+        before = runbook.steps[:number]
         for position, told in (
-            *_order(step, before),
-            *_step(step, check_words),
-            *((position, f"unknown value {name}{meant(name, known)}") for position, name in unknown),
-            *(
-                (("save", name), f"{name} is the name of another value")
-                for name in step.save
-                if name in known
-            ),
+            *_order(step, before, known),
+            *_action(step, known, check_words),
+            *_expressions(step, known),
         ):
             yield where.fault(("steps", number, *position), told)
         known |= step.save.keys()
-        before.append(step)
 
 
-def _order(step: Step, before: Sequence[Step]) -> Iterator[tuple[Position, str]]:
+def _order(step: Step, before: Sequence[Step], known: set[str]) -> Iterator[tuple[Position, str]]:
     if step.step in {one.step for one in before}:
         yield ("step",), f"a second step {step.step}"
     if before and before[-1].always and not step.always:
         yield (), "only clean-up steps (always) may follow a clean-up step"
+    for name in step.save.keys() & known:
+        yield ("save", name), f"{name} is the name of another value"
 
 
-def _step(step: Step, check_words: CheckWords) -> Iterator[tuple[Position, str]]:
-    """Yield the faults within one step."""
+def _action(step: Step, known: set[str], check_words: CheckWords) -> Iterator[tuple[Position, str]]:
     if step.genctl and (told := check_words(step.genctl)):
         yield ("genctl",), told
     if not step.shell:  # the shell has its own uses of braces
         for text in texts(msgspec.to_builtins(step.action)):
             if told := mistake(text, is_whole=step.kind in {"genctl", "http"}):
                 yield (step.kind,), told
-    known = ("values", *DOCUMENTS.get(step.kind, ()))
+    for part in (step.kind, "wait", "timeout"):
+        used = names_in(msgspec.to_builtins(getattr(step, part) or None))
+        yield from (((part,), told) for told in _unknown(used, known))
+
+
+def _expressions(step: Step, known: set[str]) -> Iterator[tuple[Position, str]]:
+    document = ("values", *DOCUMENTS.get(step.kind, ()))
     for position, text in step.expressions():
         if names := names_in(text):
             yield position, f"a path takes no value: {names[0]} is never put in"
         elif told := path_mistake(text):
             yield position, told + (AS_LITERAL if told.startswith("no JMESPath") else "")
+        elif position[0] == "if":
+            yield from ((position, told) for told in _unknown(roots(text), known))
         elif position[0] == "expect":
-            for name in sorted(roots(text) - set(known)):
-                yield position, f"nothing is called {name}, only {', '.join(known)}{AS_LITERAL}"
+            yield from ((position, told) for told in _unknown(values_in(text), known))
+            for name in sorted(roots(text) - {*document}):
+                yield position, f"nothing is called {name}, only {', '.join(document)}{AS_LITERAL}"
 
 
-def _names(step: Step) -> Iterator[tuple[Position, str]]:
-    """Yield where a step uses a value, and the name of the value."""
-    for part in (step.kind, "wait", "timeout"):
-        yield from (((part,), name) for name in names_in(msgspec.to_builtins(getattr(step, part) or None)))
-    for position, text in step.expressions():
-        if position[0] in {"if", "expect"} and path_mistake(text) is None:
-            names = roots(text) if position[0] == "if" else values_in(text)
-            yield from ((position, name) for name in sorted(names))
+def _unknown(used: Iterable[str], known: set[str]) -> Iterator[str]:
+    yield from (f"unknown value {name}{meant(name, known)}" for name in sorted({*used} - known))

@@ -89,12 +89,9 @@ def _lines(runbook: Runbook) -> Iterator[str]:
         yield from ("", "| `--var` | | |", "|---|---|---|")
         for name, one in runbook.variables.items():
             yield f"| `{name}` | {one.help.strip()} | {_given(one)} |"
-    for title, always in (("Steps", False), ("Clean-up, whatever happens", True)):
-        steps = [(number, s) for number, s in enumerate(runbook.steps, 1) if s.always == always]
-        if steps:
-            yield from ("", f"## {title}")
-        for number, step in steps:
-            yield from _step(number, step)
+    yield from ("", "## Steps")
+    for number, step in enumerate(runbook.steps, 1):
+        yield from _step(number, step)
 
 
 def _given(one: Variable) -> str:
@@ -106,7 +103,8 @@ def _given(one: Variable) -> str:
 
 def _step(number: int, step: Step) -> Iterator[str]:
     yield ""
-    yield f"**{number}. {step.step}**: {step.does.strip()}" + (" *Asks first.*" if step.dangerous else "")
+    more = " *Asks first.*" * step.dangerous + " *Whatever happens.*" * step.always
+    yield f"**{number}. {step.step}**: {step.does.strip()}{more}"
     yield ""
     if step.ask:
         yield from (f"> {line}".rstrip() for line in f"You confirm: {action(step)}".splitlines())

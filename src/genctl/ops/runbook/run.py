@@ -119,7 +119,7 @@ class Run:
         )
         for step in self.steps:
             code = self._signalled(code)
-            if (code or lost) and not step.always:
+            if code and not step.always:
                 result = self._result(step, "not run")
             else:
                 note(f"{step.step} ...")
@@ -134,8 +134,8 @@ class Run:
                 try:
                     show(result)
                 except BaseException as error:  # noqa: BLE001 - we raise it after the clean-up
-                    lost = error
-        code = self._signalled(code) or int(bool(lost))
+                    lost, code = error, code or 1
+        code = self._signalled(code)
         bad = [one for one in results if one.state in {"failed", "interrupted"} and not one.always]
         done = RunResult(
             run=journal.run,
