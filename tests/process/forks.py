@@ -57,7 +57,7 @@ def told():
 conn = _socket.socket(_socket.AF_UNIX)
 conn.connect({address!r})
 env = ",".join(text(name) + ":" + text(value) for name, value in os.environ.items())
-asked = '{{"argv":["genctl",' + {words} + '],"cwd":' + text(os.getcwd()) + ',"env":{{' + env + '}}}}\\n'
+asked = '{{"argv":["genctl"' + {words} + '],"cwd":' + text(os.getcwd()) + ',"env":{{' + env + '}}}}\\n'
 streams = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (0, 1, 2))
 conn.sendmsg([b"{{"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, streams)])
 conn.sendall(asked[1:].encode())
@@ -73,7 +73,8 @@ _signal.signal(_signal.SIGTERM, end)
 _signal.signal(_signal.SIGINT, end)
 os._exit(os.waitstatus_to_exitcode(told()) & 255)
 """
-TYPED, GIVEN = '",".join(map(text, sys.argv[1:]))', "sys.stdin.read().strip()[1:-1]"
+TYPED = '"".join("," + text(word) for word in sys.argv[1:])'
+GIVEN = '"," + sys.stdin.read().strip()[1:-1]'
 
 servers = {sys.executable: os.environ[ADDRESS]} if ADDRESS in os.environ else {}
 

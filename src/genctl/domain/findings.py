@@ -67,13 +67,10 @@ def of_rights(missing: Sequence[Mapping[str, str]], host: str, database: str) ->
     The cure is for a terminal of the tables' owner, which may know no DATABASE_URL.
     """
     lacks = {part: [row for row in missing if row["part"] == part] for part in RIGHTS if part != "auditor"}
-    nearest = [
-        (
-            f"{row['role']} may not {row['privileges']} on {row['relation']}",
-            granting([row], host, database),
-        )
-        for row in min(lacks.values(), key=len)
-    ]
+    nearest = []
+    for row in min(lacks.values(), key=len):
+        fix = granting([row], host, database)
+        nearest.append((f"{row['role']} may not {row['privileges']} on {row['relation']}", fix))
     enough = ", ".join(part for part, rows in lacks.items() if not rows)
     return _judged("rights", ERROR, nearest, f"enough on our tables for: {enough}")
 

@@ -122,7 +122,12 @@ class Sqs:
         """Ask for the URL of a name, or of an ARN, whose queue may be another account's."""
         *_, account, name = which.rsplit(":", 2) if which.startswith("arn:") else ("", which)
         owner: dict[str, Any] = {"QueueOwnerAWSAccountId": account} if account else {}
-        return (await self.call("GetQueueUrl", QueueUrl, name, QueueName=name, **owner)).queue_url
+        try:
+            return (await self.call("GetQueueUrl", QueueUrl, name, QueueName=name, **owner)).queue_url
+        except GenctlError as error:
+            if self.settings.embedded and error.code == "QueueNotFound":
+                error.fix = "stop `genctl up` and start it again: it makes those that `genctl tools` lists"
+            raise
 
     def now(self) -> datetime:
         """Tell the time by SQS's clock, from its last answer; if ours is wrong, up to a second late."""

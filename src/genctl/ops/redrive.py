@@ -54,7 +54,8 @@ class RedriveOptions(msgspec.Struct, frozen=True, kw_only=True):
         if self.edit_prompt is not None:
             check_prompt(self.edit_prompt)
         tools = Tools.of(settings)
-        tool, params = tools.named(settings.tool), dict(map(change, self.changes))
+        params = dict(map(change, self.changes))
+        tool = tools.named(settings.tool) if params else tools.about(settings.tool)
         if params:
             tool.checked(params, None)
         code = self.choice.code if self.choice.code != "Unknown" else None  # does not name a cause

@@ -55,7 +55,7 @@ class Survey:
     @property
     def counts(self) -> dict[str, int]:
         """Return how many messages came, of about how many."""
-        return {"seen": self.seen, "approximate": max(self.seen, self.approximate)}
+        return {"approximate": max(self.seen, self.approximate), "seen": self.seen}
 
     @property
     def warning(self) -> str | None:
