@@ -24,5 +24,5 @@ def test_a_signal_to_one_whose_end_is_not_told_yet_is_for_nobody() -> None:
 
 def test_what_is_typed_without_words_is_forked(tmp_path: Path) -> None:
     forks.program(tmp_path / "genctl")
-    said = subprocess.run([tmp_path / "genctl"], capture_output=True, text=True, timeout=60)
-    assert said.stdout.startswith("Usage: genctl"), said
+    said = subprocess.run([tmp_path / "genctl"], check=False, capture_output=True, text=True, timeout=60)
+    assert "genctl COMMAND -h" in said.stderr, said

@@ -125,9 +125,10 @@ class Sqs:
         try:
             return (await self.call("GetQueueUrl", QueueUrl, name, QueueName=name, **owner)).queue_url
         except GenctlError as error:
-            if self.settings.embedded and error.code == "QueueNotFound":
-                error.fix = "stop `genctl up` and start it again: it makes those that `genctl tools` lists"
-            raise
+            if not self.settings.embedded or error.code != "QueueNotFound":
+                raise
+            fix = "stop `genctl up` and start it again: it makes those that `genctl tools` lists"
+            raise GenctlError(error.code, error.message, fix) from None
 
     def now(self) -> datetime:
         """Tell the time by SQS's clock, from its last answer; if ours is wrong, up to a second late."""
