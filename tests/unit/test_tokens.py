@@ -4,7 +4,7 @@ import time
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from genctl.base.tokens import CLOCKS_S, LONGEST_BYTES, Tokens
 from genctl.domain.model import GenctlError
@@ -12,7 +12,7 @@ from genctl.domain.model import GenctlError
 SECRET = "s" * 64
 TOKENS = Tokens(SECRET)
 SOON = int(time.time()) + 3600
-RSA = rsa.generate_private_key(65537, 2048)
+KEY_PAIR = ec.generate_private_key(ec.SECP256R1())
 
 
 def test_a_token_says_who_and_until_when() -> None:
@@ -29,7 +29,7 @@ def test_a_token_says_who_and_until_when() -> None:
         "a.b.c",
         "x" * (LONGEST_BYTES + 1),
         jwt.encode({"sub": "ann", "exp": SOON}, "", "none"),
-        jwt.encode({"sub": "ann", "exp": SOON}, RSA, "RS256"),
+        jwt.encode({"sub": "ann", "exp": SOON}, KEY_PAIR, "ES256"),
         jwt.encode({"sub": "ann", "exp": SOON}, SECRET, "HS512"),
         jwt.encode({"sub": "ann", "exp": SOON}, "t" * 64, "HS256"),
         jwt.encode({"sub": "ann", "exp": SOON - 7200}, SECRET, "HS256"),
