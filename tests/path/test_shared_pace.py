@@ -5,7 +5,7 @@ import itertools
 import math
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from genctl import pace
 from genctl.domain.model import GenctlError, NotYetError
 from genctl.domain.pace import AHEAD_S, SLACK_S
 from genctl.domain.workers import OLDER, is_older
+from genctl.edges.db import Database
 from genctl.edges.db_errors import DatabaseGoneError
 from genctl.ops import workers
 from genctl.pipeline import Pipeline
@@ -35,8 +36,10 @@ async def lives(kit: Kit, worker: str, **limits: Any) -> None:
     await kit.db.transact(("note_worker", facts | limits))
 
 
-async def dealt(kit: Kit, worker: str, want: int = 0, **more: Any) -> pace.Deal:
-    found = await pace.deal(kit.db, TOOL.name, worker, pace.Ask(want, **more), locks=True)
+async def dealt(
+    kit: Kit, worker: str, want: int = 0, *, db: Database | None = None, **more: Any
+) -> pace.Deal:
+    found = await pace.deal(db or kit.db, TOOL.name, worker, pace.Ask(want, **more), locks=True)
     assert found
     return found
 
@@ -57,8 +60,10 @@ def dates(deal: pace.Deal) -> list[float]:
 async def test_turns_of_all_workers_are_an_interval_apart_however_they_ask(kit: Kit) -> None:
     for number in range(5):
         await lives(kit, f"w{number}", rate=3_000)
-    asked = [dealt(kit, f"w{number % 5}", 20) for number in range(40)]
-    all_dates = sorted(date for deal in await asyncio.gather(*asked) for date in dates(deal))
+    async with AsyncExitStack() as stack:  # a pool would open one connection, and ask one after the other
+        dbs = [await stack.enter_async_context(Database.open(kit.settings.dsn(), size=1)) for _ in range(5)]
+        asked = [dealt(kit, f"w{number % 5}", 20, db=dbs[number % 5]) for number in range(40)]
+        all_dates = sorted(date for deal in await asyncio.gather(*asked) for date in dates(deal))
     assert len(all_dates) > 50
     gaps = [after - before for before, after in itertools.pairwise(all_dates)]
     assert min(gaps) >= (60 + SLACK_S) / 3_000 - 1e-5
