@@ -13,6 +13,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+import structlog
 
 from genctl.base import hidden
 from genctl.base.settings import Settings
@@ -38,6 +39,11 @@ signal.signal(
 # or each of the processes compiles all tests, with their assertions written anew, each time
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# a command in this process sets logs up, and a logger that keeps that would write nothing for the next test
+UNCACHED = {"cache_logger_on_first_use": False}
+_configure: Any = structlog.configure
+structlog.configure = lambda **how: _configure(**how | UNCACHED)
 
 MEMORY = Path("/dev/shm")
 
@@ -65,9 +71,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def no_secret_of_another_test() -> Iterator[None]:
-    """Settings tell their secrets to the process, and one test's is a word of the next one."""
-    told = dict(hidden._told)
+    """Settings tell their secrets to the process, and one test's is a word of the next one; so is its log."""
+    told, logs = dict(hidden._told), structlog.is_configured()
     yield
+    if structlog.is_configured() and not logs:
+        structlog.reset_defaults()
     for who in list(hidden._told):
         hidden.know(who, told.get(who, ()))
 
