@@ -19,10 +19,11 @@ DEAL_TIMEOUT_S = 5.0
 class Ask(NamedTuple):
     """Ask for turns: how many, what calls are under way, what we never used of the deal that `ended` then.
 
-    `hold_s`: the provider wants no call for so long.
+    A call may be `slack_s` behind its date. `hold_s`: the provider wants no call for so long.
     """
 
     want: int = 0
+    slack_s: float = SLACK_S
     calls: int = 0
     ended: datetime | None = None
     unused_s: float = 0.0
@@ -44,8 +45,7 @@ async def deal(db: Database, tool: str, worker: str, ask: Ask, *, locks: bool) -
     Only an ask that changes something `locks` the row.
     """
     facts = {"tool": tool, "worker": worker, "locks": locks, **ask._asdict()}
-    facts |= {"slack_s": SLACK_S, "live_s": LIVE_S, "own_s": LIVE_S - STEADY_S}
-    facts |= {"ahead_s": AHEAD_S, "deal_s": DEAL_S}
+    facts |= {"live_s": LIVE_S, "own_s": LIVE_S - STEADY_S, "ahead_s": AHEAD_S, "deal_s": DEAL_S}
     lock: list[Statement] = [("lock_pace", {"tool": tool})] if locks else []
     rows = (await db.transact(*lock, ("deal_turns", facts), timeout_s=DEAL_TIMEOUT_S, lock_s=ROW_LOCK_S))[-1]
     for row in rows:

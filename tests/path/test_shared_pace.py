@@ -235,6 +235,26 @@ class Caller:
         await asyncio.gather(*(asyncio.create_task(job()) for _ in range(self.left)))
 
 
+async def test_a_database_that_answers_slowly_stops_no_calls(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows then what its clock shows to half a second, which is as long as a turn lasts."""
+    usual = pace.deal
+
+    async def slow(*asked: Any, **more: Any) -> pace.Deal | None:
+        await asyncio.sleep(0.4)
+        found = await usual(*asked, **more)
+        await asyncio.sleep(0.4)
+        return found
+
+    monkeypatch.setattr(pace, "deal", slow)
+    await lives(kit, "w", rate=3_000)
+    caller = Caller(kit, "w", 5)
+    async with asyncio.timeout(20):
+        await ran(caller)
+    assert len(caller.began) == 5
+
+
 async def test_twenty_workers_at_once_keep_the_rate_and_none_starves(kit: Kit) -> None:
     callers = [Caller(kit, f"w{number}", 4) for number in range(20)]
     for number in range(20):

@@ -55,25 +55,29 @@ class ServerClock(msgspec.Struct, frozen=True):
             least_s, most_s = asked_at - said, answered_at - said
         return type(self)(least_s, most_s, answered_at)
 
+    def doubt_s(self, now: float) -> float:
+        """Return how far apart the bounds are."""
+        return self.most_s - self.least_s + 2 * DRIFT * (now - self.heard_at)
+
 
 class Stock:
     """Hold the turns of a worker, in order: one may be used from its date on, for a moment."""
 
     def __init__(self) -> None:
-        self._turns = deque[tuple[float, float]]()  # from when until when, monotonic
+        self._turns = deque[float]()  # their dates, monotonic
         self.end: datetime | None = None  # the database's date of the turn behind the last deal
         self._interval_s = 0.0
         self._of_last = 0  # turns of the last deal
         self._over = 0  # of those, the last so many were over before we used them
 
-    def add(self, count: int, from_: float, until: float, *, interval_s: float, end: datetime | None) -> None:
-        """Add a deal; the times are those of its first turn."""
-        self._turns.extend((from_ + n * interval_s, until + n * interval_s) for n in range(count))
+    def add(self, count: int, first_at: float, *, interval_s: float, end: datetime | None) -> None:
+        """Add a deal."""
+        self._turns.extend(first_at + n * interval_s for n in range(count))
         self.end, self._interval_s, self._of_last, self._over = end, interval_s, count, 0
 
     def drop(self, now: float) -> None:
         """Drop the turns that are over."""
-        while self._turns and self._turns[0][1] < now:
+        while self._turns and self._turns[0] + WINDOW_S < now:
             self._over += len(self._turns) <= self._of_last
             self._turns.popleft()
 
@@ -87,7 +91,7 @@ class Stock:
 
     def wait_s(self, now: float) -> float | None:
         """Return the seconds until the next turn may be used; None: there is none."""
-        return max(0.0, self._turns[0][0] - now) if self._turns else None
+        return max(0.0, self._turns[0] - now) if self._turns else None
 
     @property
     def unused_s(self) -> float:

@@ -18,9 +18,9 @@ from genctl import pace
 from genctl.domain.model import Category, Failure, GenctlError, NotYetError, Session, Success, rough
 from genctl.domain.pace import (
     AHEAD_S,
+    SLACK_S,
     SOON_S,
     STEADY_S,
-    WINDOW_S,
     Pace,
     Recent,
     ServerClock,
@@ -286,7 +286,8 @@ class Turns:
         self._stock.drop(now)
         want, hold_s, calls = self._want(now), self._hold_s, len(self._calling)
         unused_s = 0.0 if self._stock else self._stock.unused_s
-        ask = pace.Ask(want, calls, self._stock.end, unused_s, hold_s)
+        slack_s = SLACK_S + (self._clock.doubt_s(now) if want else 0.0)
+        ask = pace.Ask(want, slack_s, calls, self._stock.end, unused_s, hold_s)
         limited = bool(self.pace and self.pace.max_in_flight is not None)
         locks = bool(want or unused_s or hold_s or limited or self.pace is None)
         if unused_s:
@@ -311,8 +312,8 @@ class Turns:
         if dealt.turns:
             self._is_wanted = False
             date, end = dealt.first_at.timestamp(), dealt.pace.next_at
-            from_, until = date + self._clock.most_s, date + self._clock.least_s + WINDOW_S
-            self._stock.add(dealt.turns, from_, until, interval_s=dealt.interval_s, end=end)
+            first_at = date + self._clock.most_s  # surely not before the date
+            self._stock.add(dealt.turns, first_at, interval_s=dealt.interval_s, end=end)
 
     async def _teach(self, found: Pace, now: float) -> None:
         lesson, self._lesson = self._lesson, None
