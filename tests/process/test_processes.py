@@ -80,6 +80,13 @@ def test_a_signal_that_reaches_all_at_once_is_one_signal(place: Place) -> None:
     settled_once(place, session)
 
 
+def test_a_process_with_the_port_that_stands_still_keeps_nobody(place: Place) -> None:
+    with many(place, "--metrics-port", "0") as (parent, pids):
+        os.kill(pids[0], signal.SIGSTOP)
+        assert parent.end(TERM, within_s=30) == 0
+    assert not lives(pids[0])
+
+
 def test_a_second_signal_lets_the_calls_of_all_go(place: Place) -> None:
     session = place.enqueue("hang")
     with many(place, "--grace", "1h") as (parent, _):

@@ -136,11 +136,13 @@ class Parent:
                 if self._signals > self._words:
                     self._stop()
                 self._kill()
-            self._words = max(self._words, 1)
-            for one in self._all:  # the one with the port is left
-                if one.pid:
-                    os.kill(one.pid, signal.SIGTERM)
-                    self._reap(one, 0)
+            self._words, self._kill_at = max(self._words, 1), time.monotonic() + AT_ONCE_S
+            left = [one for one in self._all if one.pid]  # the one with the port
+            for one in left:
+                os.kill(one.pid, signal.SIGTERM)
+            while any(one.pid for one in left):
+                self._wait(waking)
+                self._kill()
             signal.set_wakeup_fd(-1)
         return self._code
 
@@ -187,13 +189,13 @@ class Parent:
             waking.recv(4096)
         for one in self._all:
             if one.pid:
-                self._reap(one, os.WNOHANG)
+                self._reap(one)
 
     def _works(self, one: Tended) -> bool:
         return bool(one.pid) and self._beats[one.number] > one.since
 
-    def _reap(self, one: Tended, how: int) -> None:
-        pid, status = os.waitpid(one.pid, how)
+    def _reap(self, one: Tended) -> None:
+        pid, status = os.waitpid(one.pid, os.WNOHANG)
         if not pid:
             return
         code, now = os.waitstatus_to_exitcode(status), time.monotonic()
@@ -206,9 +208,9 @@ class Parent:
         else:
             one.due = now + one.pause_s(lived_s)
         again = {} if one.due == NEVER else {"againInS": one.due - now}
-        how_it_ended = {"exitCode": code} if code >= 0 else {"signal": signal.Signals(-code).name}
+        how = {"exitCode": code} if code >= 0 else {"signal": signal.Signals(-code).name}
         tell = log.warning if again else log.info
-        tell("process.ended", process=one.number, pid=pid, **how_it_ended, livedS=round(lived_s, 1), **again)
+        tell("process.ended", process=one.number, pid=pid, **how, livedS=round(lived_s, 1), **again)
         one.pid = 0
         if self._reports:
             self._reports.send(ProcessReport(one.number))
