@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tests import servers
 from tests.databases import Databases
 from tests.kit import Kit, QueueServer, fresh_database
 from tests.process import forks
-from tests.process.place import GENCTL, Place, Running, clean_env, new_place
+from tests.process.place import GENCTL, Place, Places, Running, clean_env, new_place
 from tests.scheduling import Scheduling, place_of
 
 # the same examples each time, so that a red run is about the change; `make explore` plays others
@@ -181,6 +182,24 @@ def place(dsn: str, sqs_server: QueueServer, simulator: Running, tmp_path: Path)
     """A place of this test's own, where nobody works."""
     with new_place(dsn, sqs_server, simulator, tmp_path) as place:
         yield place
+
+
+@pytest.fixture(scope="session")
+def places(
+    databases: Databases,
+    sqs_server: QueueServer,
+    simulator: Running,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Places:
+    """Makes places for tests that share one, each with a database of its own."""
+
+    @contextmanager
+    def made() -> Iterator[Place]:
+        folder = tmp_path_factory.mktemp("shared")
+        with databases.lent() as dsn, new_place(dsn, sqs_server, simulator, folder) as place:
+            yield place
+
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright
 from tests.browser.screen import LOOK, Tab
 from tests.browser.stub import Stub
-from tests.databases import Databases
-from tests.kit import QueueServer
-from tests.process.place import Place, Running, new_place
+from tests.process.place import Place, Places
 
 # Debian's package for tests: the same engine without the windows round it, at a third of the CPU
 CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
@@ -75,15 +73,9 @@ async def page(tab: Tab, server: Stub, request: pytest.FixtureRequest) -> AsyncI
 
 
 @pytest.fixture(scope="session")
-def place(
-    databases: Databases,
-    sqs_server: QueueServer,
-    simulator: Running,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Place]:
+def place(places: Places) -> Iterator[Place]:
     """A place for all tests of the whole system: each has users of its own."""
-    folder = tmp_path_factory.mktemp("browser")
-    with databases.lent() as dsn, new_place(dsn, sqs_server, simulator, folder) as place:
+    with places() as place:
         yield place
 
 

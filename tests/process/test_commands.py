@@ -10,9 +10,8 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
-from tests.databases import Databases
-from tests.kit import QueueServer, until_sync
-from tests.process.place import Place, Running, new_place
+from tests.kit import until_sync
+from tests.process.place import Place, Places
 
 from genctl import __version__
 from genctl.edges.db import Database
@@ -37,19 +36,9 @@ VIOLATION = ["kind", "sessionId", "reservationId", "userId", "expected", "found"
 
 
 @pytest.fixture(scope="module")
-def busy(
-    databases: Databases,
-    sqs_server: QueueServer,
-    simulator: Running,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Place]:
+def busy(places: Places) -> Iterator[Place]:
     """A place where a worker is at work."""
-    folder = tmp_path_factory.mktemp("busy")
-    with (
-        databases.lent() as dsn,
-        new_place(dsn, sqs_server, simulator, folder) as place,
-        place.worker(),
-    ):
+    with places() as place, place.worker():
         yield place
 
 

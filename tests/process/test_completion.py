@@ -13,10 +13,9 @@ from pathlib import Path
 import click
 import pytest
 from click.shell_completion import ShellComplete
-from tests.databases import Databases
-from tests.kit import QueueServer, until_sync
+from tests.kit import until_sync
 from tests.process import forks
-from tests.process.place import Place, Running, new_place
+from tests.process.place import Place, Places
 from tests.process.test_cli_manner import HEAVY, every_command
 
 from genctl import cli
@@ -32,17 +31,11 @@ printf '%s\\n' "${COMPREPLY[@]}"
 
 
 @pytest.fixture(scope="module")
-def small(
-    databases: Databases,
-    sqs_server: QueueServer,
-    simulator: Running,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Place]:
+def small(places: Places) -> Iterator[Place]:
     """A place with a genctl on its path."""
-    folder = tmp_path_factory.mktemp("small")
-    forks.program(folder / "genctl")
-    with databases.lent() as dsn, new_place(dsn, sqs_server, simulator, folder) as place:
-        place.env |= {"PATH": f"{folder}:{os.environ['PATH']}", "TERM": "dumb"}
+    with places() as place:
+        forks.program(place.folder / "genctl")
+        place.env |= {"PATH": f"{place.folder}:{os.environ['PATH']}", "TERM": "dumb"}
         yield place
 
 

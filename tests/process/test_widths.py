@@ -7,9 +7,8 @@ from itertools import pairwise, takewhile
 from uuid import uuid4
 
 import pytest
-from tests.databases import Databases
-from tests.kit import QueueServer, until_sync
-from tests.process.place import Place, Running, new_place
+from tests.kit import until_sync
+from tests.process.place import Place, Places
 from tests.process.test_cli_manner import OnTerminal, every_command
 from tests.process.widths_program import WIDTHS
 
@@ -104,15 +103,9 @@ MORE = [
 
 
 @pytest.fixture(scope="module")
-def filled(
-    databases: Databases,
-    sqs_server: QueueServer,
-    simulator: Running,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Place]:
+def filled(places: Places) -> Iterator[Place]:
     """A place with rows of all kinds, some alike but for their ids."""
-    folder = tmp_path_factory.mktemp("filled")
-    with databases.lent() as dsn, new_place(dsn, sqs_server, simulator, folder) as place:
+    with places() as place:
         with place.worker():
             failed = [place.enqueue("copyright", user=USERS[0], client_key="long")]
             failed += [place.enqueue("sensitive", user=USERS[0], client_key=key) for key in ("short", "twin")]
@@ -137,7 +130,7 @@ def filled(
             "the provider is back, and all that it has refused may go: nobody wants these images any more",
             "cannot write dlq-20261130T170618.jsonl.gz: No space left on device; the DLQ has what is not in it",
         )
-        (folder / "look.yaml").write_text(BOOK)
+        (place.folder / "look.yaml").write_text(BOOK)
         yield place
 
 

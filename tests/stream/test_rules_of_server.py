@@ -5,10 +5,8 @@ from contextlib import AsyncExitStack
 from uuid import uuid4
 
 import pytest
-from tests.databases import Databases
 from tests.ears import Client, Ear, Event
-from tests.kit import QueueServer
-from tests.process.place import Place, Running, new_place
+from tests.process.place import Place, Places
 from tests.process.served import Served, serve
 from tests.stream.cases import BACK, STATUS, Case, Step, of
 from tests.stream.shop import Shop
@@ -20,16 +18,8 @@ SECRET = "x" * 32  # of place's stack file
 
 
 @pytest.fixture(scope="module")
-def place(
-    databases: Databases,
-    sqs_server: QueueServer,
-    simulator: Running,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Place]:
-    with (
-        databases.lent() as dsn,
-        new_place(dsn, sqs_server, simulator, tmp_path_factory.mktemp("rules")) as place,
-    ):
+def place(places: Places) -> Iterator[Place]:
+    with places() as place:
         yield place
 
 

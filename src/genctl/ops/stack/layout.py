@@ -67,7 +67,7 @@ def dropping(user: pwd.struct_passwd | None) -> tuple[str, ...]:
 
 
 def give(data: Path, user: pwd.struct_passwd | None) -> None:
-    """Give a folder with all that is in it to the user, if it is another's, as one made before 0.2 may be."""
+    """Give a folder with all that is in it to the user, if it is another's, as one made by 0.2.0 is."""
     if user and data.exists() and data.stat().st_uid != user.pw_uid:
         for path in (data, *data.rglob("*")):
             os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
