@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.kit import free_port
+from tests.kit import free_port, until
 from tests.process.place import Place
 from tests.process.served import serve
 from tests.proxies import nginx
@@ -72,9 +72,18 @@ async def test_a_proxy_that_holds_a_stream_back_never_says_that_it_is_ready_and_
     """What it holds comes when the stream ends: nobody is told `ready` before."""
     with serve(place) as api, nginx(api.client.url, tmp_path, DEAF) as url:
         await api.ready()
-        api.client.url = url
+        direct, api.client.url = api.client.url, url
+
+        async def is_open() -> bool:
+            return "genctl_sse_streams 1.0" in (await api.client.ask("GET", "/metrics"))[1]
+
         async with api.client.stream() as ear:
-            await asyncio.to_thread(api.running.until, "sse.listen.connected")
+            await until(is_open)
+            api.client.url = direct
+            async with (
+                api.client.stream() as other
+            ):  # as looks come one by one, the first stream is ready, too
+                await other.ready()
             failed = await shop.fail("ann", 3)
             await asyncio.to_thread(api.running.until, "sse.emit", sessionId=failed[-1])
             assert ear.events == []
