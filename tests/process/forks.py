@@ -224,20 +224,8 @@ def serve(listening: socket.socket) -> str:
         while True:
             for key, _ in ready.select():
                 if key.fileobj is listening:
-                    asked, streams, conn = _asked(listening)
-                    life, alive = os.pipe()
-                    if not (pid := os.fork()):
-                        for known in list(ready.get_map().values()):
-                            if known.data:
-                                os.close(known.fd)
-                                known.data[1].close()
-                        os.close(life)
-                        conn.close()
-                        return _become(asked, streams, listening.getsockname())
-                    for fd in (alive, *streams):
-                        os.close(fd)
-                    conn.sendall(f"{pid}\n".encode())
-                    ready.register(life, selectors.EVENT_READ, (pid, conn))
+                    if module := _forked(listening, ready):
+                        return module
                 elif key.fd == 0:
                     os._exit(0)
                 else:  # nobody holds the other end of its pipe any more
@@ -245,15 +233,52 @@ def serve(listening: socket.socket) -> str:
                     ready.unregister(key.fd)
                     os.close(key.fd)
                     _, status = os.waitpid(pid, 0)
-                    with conn, suppress(BrokenPipeError):  # who asked may be gone
-                        conn.sendall(f"{status}\n".encode())
+                    with conn:
+                        _tell(conn, status)
 
 
-def _asked(listening: socket.socket) -> tuple[dict[str, Any], list[int], socket.socket]:
+def _forked(listening: socket.socket, ready: selectors.BaseSelector) -> str | None:
+    """In the fork the module that it shall run; None in the server."""
+    if not (heard := _asked(listening)):
+        return None
+    asked, streams, conn = heard
+    life, alive = os.pipe()
+    if not (pid := os.fork()):
+        for known in list(ready.get_map().values()):
+            if known.data:
+                os.close(known.fd)
+                known.data[1].close()
+        os.close(life)
+        conn.close()
+        return _become(asked, streams, listening.getsockname())
+    for fd in (alive, *streams):
+        os.close(fd)
+    if not _tell(conn, pid):  # nobody else will ever know of it
+        os.kill(pid, signal.SIGKILL)
+    ready.register(life, selectors.EVENT_READ, (pid, conn))
+    return None
+
+
+def _tell(conn: socket.socket, number: int) -> bool:
+    """Answer who asked; False if it was killed meanwhile."""
+    try:
+        conn.sendall(f"{number}\n".encode())
+    except OSError:
+        return False
+    return True
+
+
+def _asked(listening: socket.socket) -> tuple[dict[str, Any], list[int], socket.socket] | None:
+    """What to run, its streams and whom to tell; None from one who was killed in mid-word."""
     conn, _ = listening.accept()
     text, streams, _, _ = socket.recv_fds(conn, 65_536, 3)
     while not text.endswith(b"\n"):
-        text += conn.recv(65_536)
+        if not (more := conn.recv(65_536)):
+            for fd in streams:
+                os.close(fd)
+            conn.close()
+            return None
+        text += more
     return json.loads(text), streams, conn
 
 
