@@ -87,6 +87,25 @@ async def test_orders_that_stop_in_the_middle_go_on_without_doubling(
     assert await kit.balance("ann-1") == 1000 - 5 * 4
 
 
+async def test_of_two_that_go_on_with_one_key_at_once_the_second_stops_and_says_how(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    wish = EnqueueOptions(prompt="a test", user="ann", count=2)
+    key = wish.new_key(wish.tool(kit.settings))
+
+    async def late(*args: Any, **more: Any) -> Any:
+        monkeypatch.setattr(enqueue, "enqueue", whole)
+        await ordered(kit, notes, count=2, key=key)  # the first
+        return await whole(*args, **more)
+
+    monkeypatch.setattr(enqueue, "enqueue", late)
+    with pytest.raises(GenctlError, match="at least 0 of 2 jobs were ordered") as caught:
+        await ordered(kit, notes, count=2, key=key)
+    assert caught.value.fix == f"genctl enqueue grant=None key={key}"
+    assert await numbers(kit, key) == ["1", "2"]
+
+
 async def test_credits_that_run_out_in_the_middle_are_told_for_all_that_is_left(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -289,7 +289,8 @@ class ManyJobs:
         if error.code == "CreditsShort" and (short := await self._short(0)):  # for all, not for one batch
             return short
         told = f"{error.message}; at least {self.so_far()}"  # the last batch may have been committed
-        return GenctlError(error.code, told, f"{error.fix}; then {self.go_on()}", exit_code=error.exit_code)
+        fix = "; then ".join([error.fix] * bool(error.fix) + [self.go_on()])
+        return GenctlError(error.code, told, fix, exit_code=error.exit_code)
 
 
 def numbered(key: str, number: int) -> str:
