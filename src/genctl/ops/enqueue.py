@@ -23,7 +23,7 @@ from genctl.domain.orders import Order, change, check
 from genctl.edges.db import Database
 from genctl.edges.db_errors import LockedError
 from genctl.edges.sqs import Queue, Sqs
-from genctl.enqueue import enqueue
+from genctl.enqueue import enqueue, lacking
 from genctl.ledger import AccountLockedError
 from genctl.services.scenarios import SCENARIOS, marked
 from genctl.tools import Tool
@@ -252,19 +252,18 @@ class ManyJobs:
         """Make the error that names who lacks most credits for all jobs that are left; None: they suffice."""
         left = Counter(user for n, user in self.options.dealt() if n not in self.before)
         left.subtract(session.user_id for session in self.sent)
-        needed = {user: count * self.options.price(self.tool) for user, count in left.items()}
-        rows = await self.db.rows("balances_of", users=[*needed])
-        balances = dict.fromkeys(needed, self.opening + granted)
-        balances |= {row["user_id"]: row["balance"] + granted for row in rows}
-        lacking = {user: needed[user] - balances[user] for user in needed if needed[user] > balances[user]}
-        if not lacking:
+        needed = {user: count * self.options.price(self.tool) - granted for user, count in left.items()}
+        found = await lacking(self.db, needed, opening=self.opening)
+        lacks = {user: lack for user, lack in found.items() if lack > 0}
+        if not lacks:
             return None
-        user = max(lacking, key=lambda user: lacking[user])
-        others = f"; {many(len(lacking) - 1, 'other user')} likewise" if len(lacking) > 1 else ""
-        told = f"user {user} has {balances[user]} credits and needs {needed[user]}{others}"
-        fix = f"genctl credits grant --user {shlex.quote(user)} --amount {lacking[user]}"
+        user, most = next(iter(lacks.items()))
+        others = f"; {many(len(lacks) - 1, 'other user')} likewise" if len(lacks) > 1 else ""
+        needs = needed[user] + granted
+        told = f"user {user} has {needs - most} credits and needs {needs}{others}"
+        fix = f"genctl credits grant --user {shlex.quote(user)} --amount {most}"
         if others:
-            fix = self.again(grant=granted + lacking[user], key=self.key)
+            fix = self.again(grant=granted + most, key=self.key)
         elif self.sent or self.before:
             fix = f"{fix} && {self.go_on()}"
         if self.key:
