@@ -19,10 +19,21 @@ def test_a_grant_names_the_user_and_can_be_repeated(place: Place) -> None:
     with locked(place.dsn):
         error = place.error("credits", "grant", "--user", "ann", "--amount", "7", exit_code=3)
     assert error["code"] == "AccountLocked"
-    said = "user ann has got nothing: the account is locked by another transaction: it waits for pid "
+    said = "user ann has got nothing: the account is locked by another transaction: pid "
     assert error["message"].startswith(said)
     runs(place, error["fix"])
     assert place.genctl("credits", "show", "ann")["balance"] == 1012
+
+
+def test_an_adjustment_of_a_locked_account_names_who_has_it_and_how_to_end_that(place: Place) -> None:
+    place.genctl("credits", "grant", "--user", "ann", "--amount", "5")
+    adjust = ("credits", "adjust", "--user", "ann", "--to-ledger", "--reason", "x", "--yes")
+    with locked(place.dsn) as person:
+        error = place.error(*adjust, exit_code=3)
+        pid = person.info.backend_pid
+    said = f"the account of user ann is locked by another transaction: pid {pid} ("
+    assert (error["code"], error["message"].startswith(said)) == ("AccountLocked", True)
+    assert f"pg_terminate_backend({pid})" in error["fix"]
 
 
 def test_jobs_of_a_locked_user_are_told_with_the_command_for_the_rest(place: Place) -> None:
@@ -70,5 +81,5 @@ def test_a_pause_behind_a_locked_gate_is_told(place: Place) -> None:
         error = place.error("resume", exit_code=3)
         pid = person.info.backend_pid
     assert (error["code"], f"pg_terminate_backend({pid})" in error["fix"]) == ("Locked", True)
-    said = f"the gate of seedream4 is locked by another transaction: it waits for pid {pid} ("
+    said = f"the gate of seedream4 is locked by another transaction: pid {pid} ("
     assert error["message"].startswith(said)

@@ -282,7 +282,8 @@ class ManyJobs:
     async def stopped(self, error: GenctlError) -> GenctlError:
         """Make the error that also says how many jobs were ordered, and how to go on."""
         if isinstance(error, LockedError):
-            return GenctlError(error.code, f"{error.message}; {self.so_far()}", self.go_on())
+            so_far = f"; {self.so_far()}" if self.key else ""
+            return GenctlError(error.code, error.message + so_far, self.go_on())
         if not self.key:
             return error
         if error.code == "CreditsShort" and (short := await self._short(0)):  # for all, not for one batch
