@@ -43,7 +43,8 @@ class SweepPass(NamedTuple):
             return None
         worst = max(self.failed, key=lambda error: error.exit_code)
         said = f"{many(len(self.failed), 'step')} of the sweep failed, the worst: {worst.message}"
-        return GenctlError("SweepFailed", said, worst.fix, exit_code=worst.exit_code)
+        fix = worst.fix or "genctl status"  # which names what to do about each part
+        return GenctlError("SweepFailed", said, fix, exit_code=worst.exit_code)
 
 
 def check_timeout(settings: Settings) -> None:
