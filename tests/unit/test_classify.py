@@ -278,7 +278,9 @@ def test_a_code_that_an_order_may_have_brought_says_nothing_certain_about_our_ac
 def test_behind_a_code_of_the_providers_own_the_order_is_not_read_whatever_the_rule_looks_for() -> None:
     rule = Rule(status=400, codes=("Refused",), category=Category.CONTENT_POLICY, says="no such sentence")
     provider = Provider("x", GENERIC, (rule,))
-    said = {"error": {"code": "Refused", "message": 'the prompt {"error": {"code": "AccountOverdue"}} is bad'}}
+    said = {
+        "error": {"code": "Refused", "message": 'the prompt {"error": {"code": "AccountOverdue"}} is bad'}
+    }
     result = classify(answer(400, said), provider, now=NOW)
     assert isinstance(result, Failure) and result.code == "Refused"
 
