@@ -56,9 +56,9 @@ def probe_body(tool: str) -> str:
     return msgspec.json.encode(Job(1, tool, PROBE, 1)).decode()
 
 
-def is_free(row: Session | None, run: int | None) -> bool:
+def is_free(row: Session, run: int | None) -> bool:
     """Tell whether a claim should have got this row, so that a lock must have kept it away."""
-    if row is None or row.read_at is None or (run is not None and row.run != run):
+    if row.read_at is None or (run is not None and row.run != run):
         return False
     match row.status:
         case Status.QUEUED:
