@@ -65,6 +65,22 @@ async def test_a_crash_stays_one_though_a_lock_has_kept_the_sweeper_from_the_end
     assert (row.details["code"], row.details["outcome"]) == ("WorkerCrashed", "unknown")
 
 
+async def test_runs_of_a_dead_worker_go_back_at_once_though_their_users_account_is_locked(
+    kit: Kit, dsn: str
+) -> None:
+    """In one statement: a fleet that dies may have thousands of one user's."""
+    for session in [await kit.enqueue() for _ in range(6)]:
+        await kit.pipeline.claim(session.id, 1)
+    await kit.query(DEAD)
+    await kit.query("update generation_sessions set attempts = 3 where id = %s", session.id)
+    with locked(dsn):
+        assert [swept.action for swept in await kit.sweep()] == ["requeue"] * 5
+    (back,) = await kit.query(
+        "select count(distinct xmin::text) as transactions from generation_sessions where attempts = 1"
+    )
+    assert back["transactions"] == 1
+
+
 async def test_a_job_that_waited_too_long_is_failed_but_never_behind_a_closed_gate(kit: Kit) -> None:
     session = await kit.enqueue()
     await kit.query("update generation_sessions set queued_at = now() - interval '25 hours'")
