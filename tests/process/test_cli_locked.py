@@ -14,26 +14,22 @@ def runs(place: Place, fix: str) -> None:
         place.say(*words, *(["--yes"] if words[:2] == ["dlq", "redrive"] else []))
 
 
-def test_a_grant_names_the_user_and_can_be_repeated(place: Place) -> None:
-    place.genctl("credits", "grant", "--user", "ann", "--amount", "5")
-    with locked(place.dsn):
-        error = place.error("credits", "grant", "--user", "ann", "--amount", "7", exit_code=3)
-    assert error["code"] == "AccountLocked"
-    said = "user ann has got nothing: the account is locked by another transaction: pid "
-    assert error["message"].startswith(said)
-    runs(place, error["fix"])
-    assert place.genctl("credits", "show", "ann")["balance"] == 1012
-
-
-def test_an_adjustment_of_a_locked_account_names_who_has_it_and_how_to_end_that(place: Place) -> None:
+def test_a_grant_names_the_user_and_can_be_repeated_and_an_adjustment_says_how_to_end_the_lock(
+    place: Place,
+) -> None:
     place.genctl("credits", "grant", "--user", "ann", "--amount", "5")
     adjust = ("credits", "adjust", "--user", "ann", "--to-ledger", "--reason", "x", "--yes")
     with locked(place.dsn) as person:
-        error = place.error(*adjust, exit_code=3)
+        error = place.error("credits", "grant", "--user", "ann", "--amount", "7", exit_code=3)
+        refused = place.error(*adjust, exit_code=3)
         pid = person.info.backend_pid
-    said = f"the account of user ann is locked by another transaction: pid {pid} ("
-    assert (error["code"], error["message"].startswith(said)) == ("AccountLocked", True)
-    assert f"pg_terminate_backend({pid})" in error["fix"]
+    assert error["code"] == refused["code"] == "AccountLocked"
+    said = f"user ann has got nothing: the account is locked by another transaction: pid {pid} ("
+    assert error["message"].startswith(said)
+    assert f"the account of user ann is locked by another transaction: pid {pid} (" in refused["message"]
+    assert f"pg_terminate_backend({pid})" in refused["fix"]
+    runs(place, error["fix"])
+    assert place.genctl("credits", "show", "ann")["balance"] == 1012
 
 
 def test_jobs_of_a_locked_user_are_told_with_the_command_for_the_rest(place: Place) -> None:
