@@ -174,7 +174,7 @@ async def run(
         many_jobs = ManyJobs(db, queue, tool, options, again, credits.opening(settings), key)
         await many_jobs.begin(note)
         try:
-            owed = await many_jobs.order(began, advance)
+            owed = await many_jobs.order(advance)
         except GenctlError as error:
             raise await many_jobs.stopped(error) from error
         except BaseException:  # a signal
@@ -223,21 +223,23 @@ class ManyJobs:
         if self.key and not options.key:
             note(f"if it stops, this goes on: {self.go_on()}")
 
-    async def order(self, began: float, advance: Advance) -> str | None:
+    async def order(self, advance: Advance) -> str | None:
         """Order the jobs; return why messages are still owed. Raises GenctlError in the middle."""
         rate, owed = self.options.rate, None
         most = BATCH if rate is None else min(BATCH, max(1, int(rate / 10)))
         rest = self.options.orders(self.tool, self.key, self.before)
         advance(len(self.before))
+        due = time.monotonic()
         while orders := list(islice(rest, most)):
+            if rate is not None:
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                due = time.monotonic() + len(orders) / rate
             made = await enqueue(
                 orders, db=self.db, queue=self.queue, tool=self.tool.name, opening=self.opening
             )
             self.sent += made.sessions
             owed = owed or made.owed
             advance(len(orders))
-            if rate is not None:
-                await asyncio.sleep(max(0.0, began + len(self.sent) / rate - time.monotonic()))
         return owed
 
     async def _ordered_before(self, key: str) -> dict[int, UUID]:
