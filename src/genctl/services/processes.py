@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -135,14 +135,14 @@ class Parent:
                 self._wait(waking)
                 if self._signals > self._words:
                     self._stop()
-                self._kill()
+                self._kill(self._workers)
             self._words, self._kill_at = max(self._words, 1), time.monotonic() + AT_ONCE_S
             left = [one for one in self._all if one.pid]  # the one with the port
             for one in left:
                 os.kill(one.pid, signal.SIGTERM)
             while any(one.pid for one in left):
                 self._wait(waking)
-                self._kill()
+                self._kill(left)
             signal.set_wakeup_fd(-1)
         return self._code
 
@@ -223,11 +223,12 @@ class Parent:
             if one.pid:
                 os.kill(one.pid, signal.SIGTERM if self._words == 1 else LET_GO)
 
-    def _kill(self) -> None:
-        """Kill what stands still, and after the grace what is left."""
+    def _kill(self, told: Sequence[Tended]) -> None:
+        """Kill what stands still, and after the grace what is left of those that were told to end."""
         now = time.monotonic()
         for one in self._all:
             silent_s = now - max(self._beats[one.number], one.since)
-            if one.pid and ((self._works(one) and silent_s > STALLED_S) or now > self._kill_at):
+            is_late = now > self._kill_at and one in told
+            if one.pid and (is_late or (self._works(one) and silent_s > STALLED_S)):
                 log.warning("process.killed", process=one.number, silentS=round(silent_s, 1))
                 os.kill(one.pid, signal.SIGKILL)
