@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import structlog
-from tests.kit import Kit, at_work, true, until
+from tests.kit import Kit, at_work, locked, true, until
 
 from genctl import pace
 from genctl.domain.model import GenctlError, NotYetError
@@ -253,6 +253,32 @@ async def test_a_database_that_answers_slowly_stops_no_calls(
     async with asyncio.timeout(20):
         await ran(caller)
     assert len(caller.began) == 5
+
+
+async def test_a_pace_that_somebody_has_locked_stops_no_worker_without_limits(kit: Kit) -> None:
+    """Not even one that begins now."""
+    await lives(kit, "w")
+    caller = Caller(kit, "w", 2)
+    with locked(kit.settings.dsn(), "tool_paces"):
+        async with asyncio.timeout(5):
+            await ran(caller)
+    assert len(caller.began) == 2
+
+
+async def test_a_worker_that_hears_of_a_limit_begins_no_call_before_the_others_know_its_part(
+    kit: Kit,
+) -> None:
+    await lives(kit, "free")
+    turns = Turns(kit.db, TOOL.name, "free", gatekeeper(kit), unsent=lambda: 1, changed=lambda: None)
+    await turns.look()
+    assert turns._wait_s(time.monotonic()) == 0.0
+    await lives(kit, "limited", max_in_flight=1)
+    await turns.look()
+    assert turns._wait_s(time.monotonic()) is None
+    async with asyncio.timeout(0.5):
+        await turns.wait()
+    await turns.look()
+    assert turns._wait_s(time.monotonic()) == 0.0
 
 
 async def test_twenty_workers_at_once_keep_the_rate_and_none_starves(kit: Kit) -> None:

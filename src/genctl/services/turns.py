@@ -289,7 +289,7 @@ class Turns:
         slack_s = SLACK_S + (self._clock.doubt_s(now) if want else 0.0)
         ask = pace.Ask(want, slack_s, calls, self._stock.end, unused_s, hold_s)
         limited = bool(self.pace and self.pace.max_in_flight is not None)
-        locks = bool(want or unused_s or hold_s or limited or self.pace is None)
+        locks = bool(want or unused_s or hold_s or limited)  # without a limit a locked row stops no call
         if unused_s:
             self._stock = Stock()
         self._slots = min(self._slots, calls)  # until the answer is here, as the others may get the rest
@@ -299,6 +299,11 @@ class Turns:
         if dealt is None:
             return
         self._keep(dealt, asked_at, now)
+        if locks:
+            self._slots = dealt.pace.part or 0
+        elif dealt.pace.max_in_flight is not None:  # a new limit: the others know nothing of our part yet
+            self._slots = 0
+            self._wake.set()
         if hold_s == self._hold_s:  # else another answer has named a time meanwhile
             self._hold_s, self._paused_until = None, now + (dealt.pace.paused_s or -math.inf)
         await self._teach(dealt.pace, now)
@@ -308,7 +313,6 @@ class Turns:
             self._moved_at = now
         self.pace, self._read_at, self.trouble = dealt.pace, now, None
         self._clock = self._clock.heard(asked_at, dealt.pace.read_at.timestamp(), now)
-        self._slots = dealt.pace.part or 0
         if dealt.turns:
             self._is_wanted = False
             date, end = dealt.first_at.timestamp(), dealt.pace.next_at
