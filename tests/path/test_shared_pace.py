@@ -8,14 +8,15 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import structlog
 from tests.kit import Kit, at_work, locked, true, until
 
 from genctl import pace
-from genctl.domain.model import GenctlError, NotYetError
-from genctl.domain.pace import AHEAD_S, SLACK_S
+from genctl.domain.model import Category, Failure, GenctlError, NotYetError, Outcome, Session, Status
+from genctl.domain.pace import AHEAD_S, FEW, FIRST_RATE, SLACK_S
 from genctl.domain.workers import OLDER, is_older
 from genctl.edges.db import Database
 from genctl.edges.db_errors import DatabaseGoneError
@@ -185,6 +186,20 @@ async def test_a_retry_after_and_a_429_reach_all_and_a_person_can_forget_them(ki
 
 
 # --- what workers make of it
+
+
+async def test_a_429_that_a_verdict_makes_final_lowers_the_rate_too(kit: Kit) -> None:
+    await lives(kit, "w")
+    turns = Turns(kit.db, TOOL.name, "w", gatekeeper(kit), unsent=lambda: 1, changed=lambda: None)
+    await turns.look()
+    busy = Failure(
+        code="X", category=Category.RATE_LIMIT, fatal=True, outcome=Outcome.REFUSED, user_message="busy"
+    )
+    session = Session(uuid4(), "ann", None, None, Status.PROCESSING, run=1, attempts=1, unknowns=0, lease=1)
+    for _ in range(FEW):
+        (await turns.take())(busy, session)
+    await turns.look()
+    assert (await pace.read(kit.db))[TOOL.name].taught == FIRST_RATE
 
 
 def gatekeeper(kit: Kit) -> Gatekeeper:

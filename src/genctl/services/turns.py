@@ -170,12 +170,12 @@ class Turns:
         now = time.monotonic()
         refused = isinstance(result, Failure) and result.category is Category.RATE_LIMIT
         self._recent.count(now, "refused" if refused else "took")
-        if isinstance(result, Success) or result.fatal:
+        if isinstance(result, Success):
             return
         if refused:
             self._lesson = Lesson(began_at, result.code)
             self._wake.set()
-        if result.retry_after_s:
+        if result.retry_after_s and not result.fatal:
             self._paused_until = max(self._paused_until, now + result.retry_after_s)
             self._hold_s = max(self._hold_s or 0.0, result.retry_after_s)
             self._wake.set()
