@@ -39,7 +39,6 @@ NOTED_S = 2  # the calls of so many seconds foretell those of the next
 LONG_S = 2.0  # for which jobs wait for turns before we say so
 MANY = 1_000_000
 SPARE = 1.5  # turns that we ask for, for each that we foresee
-LEAVE_S = 3.0
 
 log = structlog.stdlib.get_logger()
 
@@ -155,7 +154,6 @@ class Turns:
         def hear(result: Success | Failure, session: Session) -> None:
             breaker(result, session)
             if task:
-                task.remove_done_callback(self._ended)
                 self._ended(task)
             self._learn(result, now)
 
@@ -340,8 +338,7 @@ class Turns:
         stock, self._stock = self._stock, Stock()
         if stock.unused_s:
             ask = pace.Ask(ended=stock.end, unused_s=stock.unused_s)
-            async with asyncio.timeout(LEAVE_S):
-                await pace.deal(self._db, self._tool, self._worker, ask, locks=True)
+            await pace.deal(self._db, self._tool, self._worker, ask, locks=True)
 
     def _want(self, now: float) -> int:
         """Count the turns that we lack, for jobs in our hands and those that we foresee."""
