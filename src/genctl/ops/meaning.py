@@ -24,6 +24,7 @@ from genctl.domain.details import build
 from genctl.domain.model import Answer, Category, Failure, GenctlError, NoAnswer, Outcome, Success, closest
 from genctl.domain.providers import UNKNOWN, Provider
 from genctl.domain.rules import SENTENCES, UNKNOWN_STATUSES, Rule
+from genctl.domain.verdicts import VERDICTS
 from genctl.services.scenarios import SCENARIOS
 from genctl.tools.wire import CODES, inflated
 
@@ -34,7 +35,6 @@ NOTES = {  # of codes with a second meaning
     "Timeout": NOT_SENT,
     "ConnectionError": NOT_SENT,
 }
-VERDICTS = ("retry", "fatal")
 OUTAGE, FIXED = "provider-outage", "dlq-redrive-after-fix"  # runbooks
 OF_THE_JOB = frozenset({Category.CONTENT_POLICY, Category.INVALID_REQUEST})
 NO_INCIDENT = OF_THE_JOB | {Category.CANCELLED}
