@@ -31,6 +31,7 @@ WELL_AFTER_S = 60.0  # of life the pauses begin anew
 CANNOT_START = (2, 3)  # exit codes: usage, and a dependency
 LATE_S = 6.0  # after the grace, as a worker ends itself within 3 s of it
 AT_ONCE_S = 5.0  # after a second signal
+PORT_S = 2.0  # for the process with the port, once the workers have ended
 SHOWS = 0  # the number of the process with the metrics port; the workers are 1, 2, …
 NEVER = math.inf
 # A terminal or systemd signals the parent and the processes at once, and the parent repeats it: so what lets
@@ -136,7 +137,7 @@ class Parent:
                 if self._signals > self._words:
                     self._stop()
                 self._kill(self._workers)
-            self._words, self._kill_at = max(self._words, 1), time.monotonic() + AT_ONCE_S
+            self._words, self._kill_at = max(self._words, 1), time.monotonic() + PORT_S
             left = [one for one in self._all if one.pid]  # the one with the port
             for one in left:
                 os.kill(one.pid, signal.SIGTERM)
