@@ -26,7 +26,9 @@ STEADY_S = 15.0  # no call begins on a share of the calls at once that is older
 
 LEAST_RATE, MOST_RATE = 1.0, 100_000.0  # what 429s may teach, in calls a minute
 FIRST_RATE = 60.0  # the first lesson teaches no less: 429s may speak of a busy provider, not of us
-FEW = 3  # with fewer 429s in a minute there is no lesson, likewise
+LATELY_S = 30.0  # of the calls of so long, at most, a lesson is learnt
+FEW = 3  # fewer 429s of them are no lesson, likewise
+FEW_OF = 0.05  # nor are 429s of a smaller part of them
 RARE_RATE = 30.0  # but where calls are rarer than that, each 429 counts
 ROUND_S = 10.0  # between two lessons, and two steps upwards
 WORST, BEST = 0.5, 0.85  # of the rate that are left after a 429
@@ -156,9 +158,9 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
         return max(0.0, (moment - self.read_at).total_seconds()) if moment else 0.0
 
     @property
-    def lesson_s(self) -> float:
-        """Return the age of the last lesson, or infinity."""
-        return self._since(self.lowered_at)
+    def lately_s(self) -> float:
+        """Return for how long we look back at calls: to the last lesson, and not further than LATELY_S."""
+        return min(self._since(self.lowered_at), LATELY_S)
 
     def _since(self, moment: datetime | None) -> float:
         return (self.read_at - moment).total_seconds() if moment else math.inf
@@ -168,21 +170,24 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     ) -> tuple[float, float] | None:
         """Say what a 429 teaches, as a rate and its top; None: it is no news.
 
-        `began_s`: how long ago its call began; `took`, `refused`: how many of our calls the provider took,
-        and refused as too many, since the last lesson, but in the last minute at most; `calls_a_minute`: our
-        own.
+        `began_s`: how long ago its call began; `took`, `refused`: how many of our calls since `lately_s` the
+        provider took, and refused as too many; `calls_a_minute`: our own.
         """
-        if self.lesson_s < ROUND_S or self.lesson_s < began_s:
+        since_s = self._since(self.lowered_at)
+        if since_s < ROUND_S or since_s < began_s:
             return None
         is_rare = self.taught is not None and self.taught < RARE_RATE
         if refused * self.workers < FEW and not is_rare:  # each hears of its own calls
+            return None
+        part = took / max(1, took + refused)
+        if part > 1 - FEW_OF:
             return None
         was = self.rate
         if self.taught is None:
             made = max(calls_a_minute * max(1, self.workers), FIRST_RATE / BEST)
             was = min(made, was) if was is not None else made
         assert was is not None  # noqa: S101 - made of one of the two
-        rate = was * min(max(took / max(1, took + refused), WORST), BEST)
+        rate = was * min(max(part, WORST), BEST)
         if self.taught is None:
             rate = max(rate, min(FIRST_RATE, was))
         top = max(was, (self.top or 0.0) * BEST)
@@ -193,7 +198,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 
         None: nothing, as the last change is too young, or the rate was not used.
         """
-        since_s, lesson_s = self._since(self.changed_at), self.lesson_s
+        since_s, lesson_s = self._since(self.changed_at), self._since(self.lowered_at)
         if self.taught is None or self.top is None or since_s < ROUND_S:
             return None
         if lesson_s > FORGOTTEN_S:

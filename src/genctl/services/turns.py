@@ -321,8 +321,8 @@ class Turns:
         lesson, self._lesson = self._lesson, None
         if lesson:
             began_s, lately = now - lesson.began_at, self._recent.within(now, "began", 10) * 6
-            since_s = min(found.lesson_s, 60)
-            took, refused = (self._recent.within(now, what, since_s) for what in ("took", "refused"))
+            took = self._recent.within(now, "took", found.lately_s)
+            refused = self._recent.within(now, "refused", found.lately_s)
             if learnt := found.lowered(began_s=began_s, took=took, refused=refused, calls_a_minute=lately):
                 await self._turn(found, learnt, lesson.code)
         elif raised := found.raised():
