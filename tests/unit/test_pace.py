@@ -151,9 +151,7 @@ def test_a_429_lowers_the_rate_by_what_the_provider_took() -> None:
 
 def test_the_first_429_begins_at_what_the_workers_do() -> None:
     """And no lower than a call a second: one 429 of an idle fleet says little."""
-    assert known(workers=5).lowered(began_s=0.1, took=17, refused=FEW, calls_a_minute=600) == near(
-        2550, 3000
-    )
+    assert known(workers=5).lowered(began_s=0.1, took=17, refused=FEW, calls_a_minute=600) == near(2550, 3000)
     assert known().lowered(began_s=0.1, took=0, refused=FEW, calls_a_minute=2) == near(
         FIRST_RATE, FIRST_RATE / BEST
     )
@@ -171,9 +169,7 @@ def test_the_rate_never_falls_below_the_least() -> None:
     """And a rate that was given lower is never raised to that."""
     lowest = known(taught=1.0, top=100.0).lowered(began_s=1.0, took=0, refused=FEW, calls_a_minute=1)
     assert lowest == (LEAST_RATE, BEST * 100)
-    lower = known(taught=0.1, given=0.1, top=0.1).lowered(
-        began_s=1.0, took=0, refused=FEW, calls_a_minute=1
-    )
+    lower = known(taught=0.1, given=0.1, top=0.1).lowered(began_s=1.0, took=0, refused=FEW, calls_a_minute=1)
     assert lower == (0.1, 0.1)
 
 
