@@ -1,7 +1,7 @@
 """Explain a failure code or a recorded answer to those who run the pipeline."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated, Any
