@@ -20,7 +20,8 @@ def listening(who: str, host: str, port: int, *, cure: str = "try again") -> soc
     except UnicodeError:  # of a name that is too long to be one
         reason = "it is no host"
     except OSError as why:
-        reason = os.strerror(why.errno) if why.errno and why.errno > 0 else why.strerror  # of getaddrinfo
+        number = why.errno or 0  # below zero it is one of getaddrinfo
+        reason = os.strerror(number) if number > 0 else why.strerror or "there is no such host"
     else:
         return sock
     told = f"{who}: cannot listen on {host}:{port}: {reason}"
