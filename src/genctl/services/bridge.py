@@ -31,7 +31,8 @@ from genctl.tools.found import Tools
 CHANNELS = ("session_completed", "session_requeued")
 USERS = 250  # of one query
 BACKSTOP_S = (15.0, 30.0)
-STALE_S = 25.0  # two probes and a half: the connection may be half open
+SILENCE_S = 5.0  # of the listener; then we ask it for a sign of life
+STALE_S = 10.0  # without one; we give the connection up later, as a busy server may only be late
 PAUSE_S = (0.2, 2.0)  # between tries while the database is away
 MAX_RETRY_S = 4.0  # and between connections of the listener
 WATCH_S = 0.5
@@ -208,7 +209,7 @@ class Bridge:
             now, one = time.monotonic(), self._listener
             if one and one.is_asked and now - one.asked_at > listener.PROBE_S:
                 one.cut()
-            elif one and not self._look and now - (self._proven_at or 0.0) >= listener.PROBE_S:
+            elif one and not self._look and now - (self._proven_at or 0.0) >= SILENCE_S:
                 self._begin({}, set())  # about nobody
             self._judge()
 
