@@ -203,6 +203,12 @@ async def test_waiting_images_are_counted_in_the_title_and_kinds_can_be_filtered
     await expect(page.locator("#none")).to_be_visible()
     await page.get_by_role("button", name="All 2").click()
     await expect(card(page, waits)).to_be_visible()
+    await expect(page.get_by_role("button", name="Cancelled")).to_be_hidden()
+    server.fail(waits, code="Cancelled", category="cancelled")
+    await page.get_by_role("button", name="Cancelled 1").click()
+    await expect(page.locator(".card:visible")).to_have_attribute("data-session-id", waits)
+    await page.get_by_role("button", name="Failed 1").click()
+    await expect(page.locator(".card:visible")).to_have_attribute("data-session-id", failed)
 
 
 async def test_a_filter_hides_nothing_that_was_just_ordered(page: Page, server: Stub) -> None:

@@ -58,6 +58,16 @@ export function isCancelled({ status, errorDetails }) {
 }
 
 /**
+ * The kind by which a person filters: whoever cancels an image does not look for it among the failures.
+ * @param {Pick<Card, 'status' | 'errorDetails'>} card
+ * @returns {'waiting' | 'completed' | 'failed' | 'cancelled'}
+ */
+export function kindOf(card) {
+  if (isCancelled(card)) return 'cancelled';
+  return card.status === 'completed' || card.status === 'failed' ? card.status : 'waiting';
+}
+
+/**
  * What the row says about the credits: returned with the time, still owed, or nothing. What was meant
  * to be returned is never shown.
  * @param {Details} details
