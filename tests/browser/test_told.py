@@ -253,6 +253,7 @@ async def test_prompts_of_any_length_and_direction_break_nothing(page: Page, ser
 
 async def show_everything(page: Page, server: Stub) -> None:
     """A card of each kind, one of which is full of long words."""
+    server.fail(server.enqueue("no more"), code="Cancelled", category="cancelled")
     server.fail(server.enqueue("x" * 300), userMessage="y" * 300, code="Z" * 100, requestId="0" * 200)
     server.fail(server.enqueue("refused " * 12), refundedCredits=0, providerBody=BODY)
     server.complete(server.enqueue("made"), PIXEL, images=2)
@@ -268,7 +269,7 @@ async def show_everything(page: Page, server: Stub) -> None:
     server.tell_heartbeat(fresh=False, since="2026-11-24T12:04:31.000Z")
     await page.locator("#behind").wait_for()
     await page.locator("#gate").wait_for()
-    await expect(page.locator(".card")).to_have_count(7)
+    await expect(page.locator(".card")).to_have_count(8)
 
 
 async def violations(page: Page, within: str = "body", *, dark: bool = True) -> list[str]:

@@ -256,7 +256,7 @@ function loadOlder() {
     older.setAttribute('aria-busy', 'true');
     const problem = await store.older();
     older.removeAttribute('aria-busy');
-    setText(older, problem === null ? 'Show older images' : 'They could not be loaded. Try again');
+    setText(older, problem === null ? 'Show older images' : 'Older images could not be loaded. Try again');
     const first = store.getSnapshot().cards.find(({ key }) => !before.has(key));
     if (focused && older.hidden && first && document.activeElement === part(document, '#cards')) list.view(first.key)?.button.focus({ preventScroll: true });
   })().finally(() => (loadingOlder = null));
