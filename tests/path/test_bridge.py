@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
+import aiohttp
 import psycopg
 import pytest
 from tests.ears import BASE, Client, Ear, served
@@ -455,4 +456,5 @@ async def test_readiness_is_red_while_the_listener_is_away_and_green_again_by_it
     monkeypatch.setattr(listener, "connect_directly", connect)
     await ready(200)
     monkeypatch.setattr(bridge, "STALE_S", -1.0)
-    await ready(503)
+    async with aiohttp.ClientSession() as http, http.get(f"{client.url}/readyz") as answer:
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "2")
