@@ -56,6 +56,7 @@ async function submit(event) {
   const text = prompt.value;
   if (!text.trim()) return complain('Say what the image shall show.');
   if (isShort()) await store.refreshCredits(); // perhaps there are more by now
+  if (prompt.value !== text) return undefined; // Enter was pressed twice, and the first has ordered
   if (isShort()) return complain(short());
   complain('');
   prompt.value = '';
