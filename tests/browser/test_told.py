@@ -1,5 +1,6 @@
 """What a person wants to know: price, state, end, and what can be done; in every look, for everybody."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,25 @@ async def test_an_image_that_waits_can_be_cancelled_and_one_that_is_made_cannot(
     await expect(page.locator("dialog h2")).to_have_text("Cancelled")
     await expect(page.locator("dialog .refund")).to_contain_text("4 credits returned")
     await expect(card(page, session).locator(".status")).to_have_text("Cancelled")
+
+
+async def test_a_cancel_that_is_too_late_is_not_told_of_another_image(page: Page, server: Stub) -> None:
+    begun, other = await shown(page, server, "begun"), await shown(page, server)
+    may_answer = asyncio.Event()
+
+    async def late(route: Route) -> None:
+        await may_answer.wait()
+        await route.continue_()
+
+    await page.route("**/cancel", late)
+    await card(page, begun).locator(".prompt").click()
+    server.begin(begun)  # nothing has told the page
+    await page.get_by_role("button", name="Cancel this image").click()
+    await page.keyboard.press("Escape")
+    await card(page, other).locator(".prompt").click()
+    may_answer.set()
+    await expect(card(page, begun)).to_have_attribute("data-status", "processing")
+    await expect(page.locator("dialog .complaint")).to_have_text("")
 
 
 @pytest.mark.loaded

@@ -30,11 +30,12 @@ export function detailsDialog(wishes, price) {
   part(dialog, '.again').addEventListener('click', () => leave(wishes.again));
   retry.addEventListener('click', () => leave(wishes.retry));
   cancel.addEventListener('click', async () => {
-    if (!shown || cancel.ariaBusy) return;
+    const card = shown;
+    if (!card || cancel.ariaBusy) return;
     cancel.ariaBusy = 'true';
-    const problem = await wishes.cancel(shown);
+    const problem = await wishes.cancel(card);
     cancel.ariaBusy = null;
-    setText(part(dialog, '.complaint'), problem ?? '');
+    if (shown?.key === card.key) setText(part(dialog, '.complaint'), problem ?? '');
   });
   copy.addEventListener('click', () => copied(copy, part(dialog, '.reference code')));
   setText(retry, price ? `Try again · ${price}` : 'Try again');
