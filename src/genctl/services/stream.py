@@ -39,8 +39,8 @@ class OpenStream(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_beat_at", "_chunked", "_ends_at", "_feeder", "_is_open", "_last_id", "_left", "_opened_on", "_pieces",
-        "_size", "_told_fresh", "due_at", "is_over", "last", "ready", "release", "stuck_at",
+        "_beat_at", "_chunked", "_ends_at", "_feeder", "_is_open", "_last_id", "_left", "_opened_on",
+        "_pieces", "_size", "_told_fresh", "due_at", "is_over", "last", "ready", "release", "stuck_at",
         "token", "tool", "transport", "user",
     )  # fmt: skip
 

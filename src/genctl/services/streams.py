@@ -1,8 +1,8 @@
 """Hold the open streams: each takes its connection over once its head is written.
 
-A stream writes what the bridge gives it, and a heartbeat every 15 s. It ends when the client leaves, its token
-ends, the client is too slow, the stream is too old, its user has opened newer ones, or the server goes down.
-One timer turns for all streams.
+A stream writes what the bridge gives it, and a heartbeat every 15 s. It ends when the client leaves, its
+token ends, the client is too slow, the stream is too old, its user has opened newer ones, or the server goes
+down. One timer turns for all streams.
 """
 
 import asyncio
