@@ -5,7 +5,7 @@
 /** @typedef {Partial<ErrorDetails> | null} Details */
 
 /** @type {Record<CardStatus, string>} */
-export const STATUS = {
+const STATUS = {
   sending: 'Sending',
   unsent: 'Not sent',
   queued: 'Queued',
@@ -55,6 +55,11 @@ export function sentence(details) {
 /** A person did not want it any more: an end, but no trouble. @param {Pick<Card, 'status' | 'errorDetails'>} card */
 export function isCancelled({ status, errorDetails }) {
   return status === 'failed' && errorDetails?.category === 'cancelled';
+}
+
+/** How a card stands, in a word. @param {Pick<Card, 'status' | 'errorDetails'>} card */
+export function standing(card) {
+  return isCancelled(card) ? 'Cancelled' : STATUS[card.status];
 }
 
 /**
