@@ -18,11 +18,8 @@ Row = Mapping[str, Any]
 GAP = 2  # blanks between two columns
 INDENT = 4  # of what stands below its line
 HELD = "\ue000"  # a blank at which no line may break
-READABLE = 100  # columns of a line of prose at most
 LEAST = 8  # columns; a text that is wrapped to less is hard to read
 _COMMAND = re.compile(r"`genctl [^`]*`")
-_FENCED = re.compile(r"(^ *```.*?^ *```$\n?)", re.MULTILINE | re.DOTALL)
-_IN_PARAGRAPH = re.compile(r"(?<=\S)\n *(?![\s#|>`*-]|\d+\.)")  # a line's end where a paragraph goes on
 FORMULA = tuple("=+-@＝＋－＠")  # a text that begins so is one for a spreadsheet
 
 
@@ -163,16 +160,6 @@ def prose(text: str, room: int | None) -> str:
     return "".join(
         f"{'':{indent}}{hung(line.lstrip(), room, indent)}\n"
         for indent, line in zip(indents, lines, strict=True)
-    )
-
-
-def page(markdown: str, room: int | None) -> str:
-    """Wrap the prose of a Markdown page, each paragraph anew; its code stays as it is."""
-    if room is None:
-        return markdown
-    return "".join(
-        part if _FENCED.match(part) else prose(_IN_PARAGRAPH.sub(" ", part), min(room, READABLE))
-        for part in _FENCED.split(markdown)
     )
 
 
