@@ -109,10 +109,9 @@ def sheet(thing: Row, room: int | None) -> str:
     """
     lines = list(_flat(thing))
     first = max(map(width, dict(lines)), default=0) + GAP
-    rest = max(room - first, 1) if room else None
     text = ""
     for key, value in lines:
-        if rest and (width(value) > rest < 2 * LEAST or max(map(width, value.split()), default=0) > rest):
+        if room and not _hangs(value, room - first):
             text += f"{key}\n" + below(value, room)
         else:
             text += pad(key, first) + hung(value, room, first) + "\n"
@@ -126,21 +125,28 @@ def findings(lines: Iterable[tuple[str, str, str, str]], room: int | None) -> st
     """
     cells = [[printable(text) for text in line] for line in lines]
     first, second = (max((width(line[n]) for line in cells), default=0) + GAP for n in (1, 0))
-    rest = max(room - first - second, 4 * LEAST) if room else None
+    rest = room - first - second if room else None
     text = ""
     for subject, level, message, go_on in cells:
-        used = width(message) + width(go_on)
-        gap = " " * (max(rest - used, GAP) if rest else GAP)
-        if rest and used + GAP > rest:
-            gap = "\n" + " " * (first + second if width(go_on) <= rest else INDENT)
         head = f"{level if level == 'ok' else level.upper():{first}}{pad(subject, second)}"
-        text += (
-            head
-            + hung(message, rest and rest + first + second, first + second)
-            + (gap + go_on if go_on else "")
-            + "\n"
-        )
+        used = width(message) + width(go_on) + (GAP if go_on else 0)
+        if rest is None or used <= rest:
+            between = GAP if rest is None else rest - width(message) - width(go_on)
+            text += (head + message + " " * between + go_on).rstrip() + "\n"
+            continue
+        if hangs := _hangs(message, rest):
+            text += head + hung(message, room, first + second) + "\n"
+        else:
+            text += f"{head.rstrip()}\n{below(message, room)}"
+        if go_on:
+            text += " " * (first + second if hangs and width(go_on) <= rest else INDENT) + go_on + "\n"
     return text
+
+
+def _hangs(text: str, columns: int) -> bool:
+    """Tell whether so many columns hold the text: its words are whole, and its lines not too short."""
+    whole = _COMMAND.sub(lambda match: match[0].replace(" ", HELD), text)
+    return width(text) <= columns or max([2 * LEAST, *map(width, whole.split())]) <= columns
 
 
 def hung(text: str, room: int | None, indent: int) -> str:
