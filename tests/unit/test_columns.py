@@ -62,6 +62,11 @@ def test_a_code_that_is_too_long_stands_whole_below_its_row() -> None:
     assert second.split() == ["ann", "failed", "D" * 12]
 
 
+def test_what_stands_in_a_row_does_not_stand_below_it_too() -> None:
+    row = {"userId": "ann", "code": "InternalServiceError", "why": "InternalServiceError"}
+    assert tables.table([row], list(row), 30).splitlines()[2:] == ["ann     InternalServiceError"]
+
+
 def test_where_even_the_least_is_too_wide_each_row_is_a_numbered_sheet_of_all_it_holds() -> None:
     ids = {f"{what}Id": f"3f2a1b4c-0000-4000-8000-00000000000{n}" for n, what in enumerate("abcde")}
     text = tables.table([ids | {"code": "X"}] * 2, [*ids, "code"], 40)

@@ -51,7 +51,10 @@ def table(rows: Sequence[Row], columns: Sequence[str], room: int | None) -> str:
         )
     head, rule, *lines = _aligned(narrow)
     written = [
-        line + "".join(below(text, room) for text in texts) for line, texts in zip(lines, under, strict=True)
+        line + "".join(below(text, room) for text in texts if text not in cells)
+        for line, texts, cells in zip(
+            lines, under, zip(*(one.cells for one in narrow), strict=True), strict=True
+        )
     ]
     if room and len({*written}) < len(rows):
         numbered = [{NUMBER: number} | dict(row) for number, row in enumerate(rows, 1)]
