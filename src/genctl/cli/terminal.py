@@ -68,7 +68,10 @@ def ask(question: str) -> str:
     with _signals_end_it():
         sys.stderr.write(printable(question))
         sys.stderr.flush()
-        return sys.stdin.readline().strip()
+        line = sys.stdin.readline()
+    if not line.endswith("\n"):  # Ctrl-D leaves the cursor behind the question
+        sys.stderr.write("\n")
+    return line.strip()
 
 
 def ask_secret(question: str) -> str:
