@@ -143,6 +143,12 @@ def test_a_finding_is_as_wide_as_the_terminal_and_breaks_no_word_that_fits(room:
             "genctl doctor",
         ),
         ("groups", "ok", "messages have their group; `genctl doctor --send` tests them", ""),
+        (
+            "api",
+            "error",
+            "it is away",
+            "check that it runs and that its URL is right; else `genctl up` starts one",
+        ),
     ]
     text = formats.findings(lines, room)
     assert max(map(width, text.splitlines())) <= room

@@ -20,6 +20,7 @@ INDENT = 4  # of what stands below its line
 HELD = "\ue000"  # a blank at which no line may break
 LEAST = 8  # columns; a text that is wrapped to less is hard to read
 _COMMAND = re.compile(r"`genctl [^`]*`")
+_COMMANDS = ("genctl ", "psql ", "aws ")  # a cure that begins so is one; others are words
 FORMULA = tuple("=+-@＝＋－＠")  # a text that begins so is one for a spreadsheet
 
 
@@ -121,7 +122,7 @@ def sheet(thing: Row, room: int | None) -> str:
 def findings(lines: Iterable[tuple[str, str, str, str]], room: int | None) -> str:
     """Write lines of subject, level, what is so, and how to go on: beside it where there is room, else below.
 
-    Capitals show a level that is not ok. People copy commands, so none is cut or wrapped.
+    Capitals show a level that is not ok. People copy commands, so none is cut or wrapped; words are.
     """
     cells = [[printable(text) for text in line] for line in lines]
     first, second = (max((width(line[n]) for line in cells), default=0) + GAP for n in (1, 0))
@@ -138,8 +139,11 @@ def findings(lines: Iterable[tuple[str, str, str, str]], room: int | None) -> st
             text += head + hung(message, room, first + second) + "\n"
         else:
             text += f"{head.rstrip()}\n{below(message, room)}"
-        if go_on:
+        if go_on.startswith(_COMMANDS):
             text += " " * (first + second if hangs and width(go_on) <= rest else INDENT) + go_on + "\n"
+        elif go_on:
+            indent = first + second if hangs and _hangs(go_on, rest) else INDENT
+            text += " " * indent + hung(go_on, room, indent) + "\n"
     return text
 
 
