@@ -113,14 +113,18 @@ BEFOREHAND = {"elsewhere", "no create", "other owner", "name taken"}  # matter b
 LIMITS = {"not null", "trigger"}  # genctl adopts, and cannot do everything
 ROWS_SEEN = WORDS["hidden rows"][1].replace("{role}", "R")
 _TYPE = re.compile(r"(\w+)\.(\w+) is [^;]+?, not (\w+)")
+_TAKEN = re.compile(r"(\w+)\.(\w+) is there already")
 
 
-def retyped(refusal: str) -> str:
-    """Write the statements that give the columns of a base, as the first file refused it, their types."""
-    return "; ".join(
+def mended(refusal: str) -> str:
+    """Say how to mend a base that the first files have refused; an empty text for another refusal."""
+    retyped = [
         f"alter table {tab} alter {name} type {kind} using {name}::{kind}"
         for tab, name, kind in _TYPE.findall(refusal)
-    )
+    ]
+    renamed = [WORDS["column taken"][1].format(tab=tab, detail=name) for tab, name in _TAKEN.findall(refusal)]
+    shaped = ["give genctl a database of its own, or make the three tables as docs/adoption.md has them"]
+    return "; ".join(retyped or renamed or shaped * ("this is not the base" in refusal))
 
 
 def told(row: Mapping[str, str]) -> tuple[str, str]:

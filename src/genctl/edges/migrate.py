@@ -253,7 +253,7 @@ async def _carry_out(conn: Connection, told: Told, paths: Sequence[Path], record
     except GenctlError as error:
         names = " to ".join(dict.fromkeys((path.name, paths[-1].name)))
         waited = isinstance(error, LockedError | DatabaseSilentError)
-        mended = f"{adoption.retyped(error.message) or error.fix or 'mend it'}, and run `genctl migrate` again"
+        mended = f"{adoption.mended(error.message) or error.fix or 'mend it'}, and run `genctl migrate` again"
         raise GenctlError(
             "MigrationFailed", f"{names}: {error.message}", error.fix if waited else mended
         ) from error
