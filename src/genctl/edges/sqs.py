@@ -370,11 +370,12 @@ class Queue:
                 # one bad entry must not fail nine good ones
                 results.update({i: (await self._batch(op, [entries[i]]))[0] for i in pending})
                 break
-            results.update({int(d.id): EntryResult(None, d.message_id) for d in answer.successful or ()})
-            for f in answer.failed or ():
+            results.update({d.id: EntryResult(None, d.message_id) for d in answer.successful or ()})
+            failed = [f for f in answer.failed or () if f.id in results]
+            for f in failed:
                 refused = Refusal(200, f.code, f.message or "").entry(op)
-                results[int(f.id)] = refused._replace(is_refused=f.sender_fault)
-            pending = [int(f.id) for f in answer.failed or () if not f.sender_fault]
+                results[f.id] = refused._replace(is_refused=f.sender_fault)
+            pending = [f.id for f in failed if not f.sender_fault]
             if not pending:
                 break
             if attempt < ATTEMPTS:
