@@ -144,7 +144,8 @@ def test_what_was_left_out_is_told_however_late_the_next_line_comes() -> None:
     for _ in range(25):
         with suppress(structlog.DropEvent):
             throttle(None, "warning", {"event": "x"})
-    for now in (2 * log.Throttle.WHILE_S, 4 * log.Throttle.WHILE_S):
+    for while_ in (2, 4):
+        now = while_ * log.Throttle.WHILE_S
         assert throttle(None, "warning", {"event": "another"}) == {"event": "another"}
     assert throttle(None, "warning", {"event": "x"}) == {"event": "x", "leftOut": 15}
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genctl.base import dsn
+from genctl.base import dsn, settings
 from genctl.base.durations import format_duration, parse_duration, parse_when
 from genctl.base.settings import SIMULATOR, STACK_FILE, TABLE, Settings
 from genctl.domain.classify import OURS
@@ -155,7 +155,8 @@ def test_variables_of_other_programs_are_none_of_our_business() -> None:
         ("max_attempts: [[1]]\n", 1, "a plain value"),
         ("- max_attempts\n", 1, "lines of `key: value`"),
         ("max_attempts: 'x\n", 2, ""),
-        ("? [a]\n: b\n", 1, ""),
+        ("? [a]\n: b\n", 1, "lines of `key: value`"),
+        ("tool: a\n---\ntool: b\n", 2, "expected a single document in the stream but found another"),
         ("max_attempts: &a 3\nbreaker_failures: *b\n", 2, "undefined alias"),
     ],
 )
@@ -166,6 +167,12 @@ def test_a_file_that_is_wrong_is_refused_with_its_line(
     message = refused(env=REAL).message
     assert f"{tmp_path}/genctl.yaml:{line}: " in message
     assert what in message
+
+
+def test_beside_a_tool_that_cannot_be_loaded_a_key_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "genctl.yaml").write_text("of_that_tool: 1\n? [a]\n: b\n")
+    with pytest.raises(GenctlError, match=r"genctl.yaml:2: expected lines of `key: value`"):
+        settings.load(env=REAL, more=True)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a: \x00", b"[" * 3_000, b"\x80"])
