@@ -166,12 +166,12 @@ async def check(db: Database) -> None:
 @asynccontextmanager
 async def _connected(dsn: str) -> AsyncIterator[tuple[Connection, Told]]:
     """Open a direct connection, until the command's deadline; yield also what tells its errors."""
-    watch, limit = watched(dsn), deadline.current()
+    watch = watched(dsn)
     told = partial(errors_told, dsn, watch)
     with told():
         async with await connect_directly(dsn) as conn, watch.over(conn) if watch else nullcontext():
-            if limit:
-                ms = milliseconds(limit.within_s)
+            if watch:
+                ms = milliseconds(watch.within_s)
                 await run(conn, "statement_timeout", ms=ms, is_local=False)
             yield conn, told
 
