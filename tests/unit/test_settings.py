@@ -452,3 +452,16 @@ def test_a_database_url_is_shown_and_named_without_its_secrets(
     assert dsn.check(url) == url
     assert dsn.masked(url) == shown
     assert dsn.place(url) == place
+
+
+def test_a_database_is_named_by_what_libpq_takes_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dsn.place.cache_clear()
+    for name, value in {"PGHOST": "/pg", "PGUSER": "ann", "PGDATABASE": ""}.items():
+        monkeypatch.setenv(name, value)
+    assert dsn.place("postgresql://") == ("/pg", "ann")
+    monkeypatch.setenv("PGDATABASE", "shop")
+    assert dsn.place("postgresql:///") == ("/pg", "shop")
+    assert dsn.place("postgresql://bob@h/x") == ("h", "x")
+    dsn.place.cache_clear()
