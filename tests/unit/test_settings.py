@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genctl.base import dsn, settings
-from genctl.base.durations import format_duration, parse_duration, parse_when
+from genctl.base.durations import doubled_s, format_duration, parse_duration, parse_when, reconnect_s
 from genctl.base.settings import SIMULATOR, STACK_FILE, TABLE, Settings
 from genctl.domain.classify import OURS
 from genctl.domain.model import GenctlError
@@ -413,6 +413,12 @@ def test_anything_else_is_no_duration(text: str) -> None:
 @given(st.integers(1, 10**9).map(lambda ms: ms / 1000))
 def test_a_duration_is_written_so_that_it_reads_back(seconds: float) -> None:
     assert parse_duration(format_duration(seconds)) == pytest.approx(seconds, abs=1e-6)
+
+
+def test_a_pause_grows_for_as_long_as_an_outage_lasts() -> None:
+    """A float ends at the 1,024th doubling: two hours of tries every ten seconds."""
+    assert [doubled_s(0.5, times, 10.0) for times in (0, 1, 4, 5, 5_000)] == [0.5, 1.0, 8.0, 10.0, 10.0]
+    assert 5.0 <= reconnect_s(5_000, 10.0) <= 10.0
 
 
 def test_since_is_a_duration_back_from_now_or_rfc_3339() -> None:

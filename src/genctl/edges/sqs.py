@@ -22,6 +22,7 @@ import msgspec
 import structlog
 
 from genctl.base.batch import all_of
+from genctl.base.durations import doubled_s
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 from genctl.edges import deadline, http
@@ -385,7 +386,7 @@ class Queue:
 
 async def pause(attempt: int) -> None:
     """Wait before the next attempt."""
-    await asyncio.sleep(random.random() * min(FIRST_PAUSE_S * 2.0**attempt, LONGEST_PAUSE_S))  # noqa: S311
+    await asyncio.sleep(random.random() * doubled_s(FIRST_PAUSE_S, attempt, LONGEST_PAUSE_S))  # noqa: S311
 
 
 # --- pure ------------------------------------------------------------------------------------
