@@ -7,6 +7,7 @@ import asyncio
 import math
 import os
 import random
+import select
 import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -286,7 +287,11 @@ class Database:
         waits = object()
         self._waiting[waits] = time.monotonic()
         try:
-            async with asyncio.timeout(within_s), self._pool.connection() as conn:
+            async with asyncio.timeout(within_s), AsyncExitStack() as stack:
+                while _is_cut(conn := await stack.enter_async_context(self._pool.connection())):
+                    await conn.close()
+                    await self._pool.drain()  # the others are as old
+                    await stack.aclose()
                 del self._waiting[waits]
                 if task and task.cancelling() > cancelled:
                     raise asyncio.CancelledError
@@ -406,6 +411,18 @@ class Database:
                 await self._pool.drain()  # its idle connections are broken, too
             await asyncio.sleep(delay_s * random.random())  # noqa: S311 - jitter is no secret
             delay_s = min(delay_s * 2, MAX_RETRY_S)
+
+
+def _is_cut(conn: Connection) -> bool:
+    """Tell whether the server has closed a connection that nobody used, as a restart or a fail-over does."""
+    poll = select.poll()
+    try:
+        poll.register(conn.fileno(), select.POLLIN)
+        while poll.poll(0):  # its last words come before the end; others, such as a notice, are harmless
+            conn.pgconn.consume_input()
+    except psycopg.Error:
+        return True
+    return False
 
 
 async def ask(dsn: str, text: str, params: Mapping[str, Any], *, writes: bool) -> list[Row]:
