@@ -358,10 +358,10 @@ def test_a_part_that_cannot_start_is_named_with_its_last_lines(
     assert "doomed.log" in raised.value.fix
 
 
-def doomed(log: Path, code: str) -> Child:
+def doomed(log: Path, code: str, *words: str) -> Child:
     return Child(
         name="doomed",
-        argv=[sys.executable, "-c", code],
+        argv=[sys.executable, "-c", code, *words],
         log=log,
         ready=lambda: False,
         start_within_s=1.0,
@@ -369,17 +369,29 @@ def doomed(log: Path, code: str) -> Child:
     )
 
 
-def test_where_one_part_cannot_start_none_is_left(used: Path) -> None:
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("exit(7)", "doomed ended with exit code 7"),
+        (
+            "import os, sys, time; os.kill(int(open(sys.argv[1]).read()), 9); time.sleep(60)",
+            "idler was ended by SIGKILL",  # which it waits for, perhaps
+        ),
+    ],
+)
+def test_where_one_part_cannot_start_none_is_left(used: Path, code: str, told: str) -> None:
     home = used
 
     class Doomed(Idle):
-        clients = (lambda stack: doomed(stack.logs("doomed"), "exit(7)"),)
+        clients = (
+            lambda stack: doomed(stack.logs("doomed"), code, str(stack.logs("idler").with_suffix(".pid"))),
+        )
 
     async def start() -> None:
         async with Doomed(Settings(home=home, embedded=True)):
             pytest.fail("it started")
 
-    with pytest.raises(GenctlError, match="doomed ended with exit code 7"):
+    with pytest.raises(GenctlError, match=told):
         asyncio.run(start())
     assert not processes_of(home)
 

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import signal
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -53,7 +53,7 @@ class Postgres(Child):
             death_signal=signal.SIGINT,
         )
 
-    async def start(self) -> None:
+    async def start(self, meanwhile: Callable[[], object] = lambda: None) -> None:
         """Start it and wait until it accepts connections to `dsn`. Raises GenctlError (exit 3)."""
         layout.private_folder(self.folder)
         sockets, user = layout.socket_folder(self.folder), layout.stand_in()
@@ -67,7 +67,7 @@ class Postgres(Child):
         words = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
         self.argv = [*layout.dropping(user), *server, *words]
         self.dsn = f"postgresql://{USER}:{self._password()}@/{DATABASE}?host={quote(str(sockets))}"
-        await super().start()
+        await super().start(meanwhile)
 
     def _password(self) -> str:
         path = self.folder / "password"
