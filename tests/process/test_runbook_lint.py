@@ -172,6 +172,7 @@ def test_a_file_that_cannot_be_read_and_an_unknown_name_are_exit_2(
 ) -> None:
     for name, said in {
         "no.yaml": "No such file",
+        "my own.yaml": "fix: genctl runbook lint 'my own.yaml'",
         str(home): "directory",
         "missing-refund": "did you mean missing-refunds?",
     }.items():
