@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
@@ -18,9 +18,14 @@ from tests.process.place import GENCTL, Place, Running, clean_env
 from tests.process.test_cli_manner import OnTerminal
 from tests.proxies import Relay
 
+from genctl.domain.masking import Masker
 from genctl.domain.model import GenctlError
 from genctl.edges import db
 from genctl.ops.runbook import actions
+from genctl.ops.runbook.journal import Journal, Start
+from genctl.ops.runbook.load import load
+from genctl.ops.runbook.model import Step
+from genctl.ops.runbook.run import Run
 
 HEAD = "name: {name}\npurpose: A test.\nwhen: Now.\ntouches: Nothing.\n"
 OK = "expect: [exit == `0`]"
@@ -152,6 +157,42 @@ def test_values_go_in_whole_whatever_they_hold(book: Book) -> None:
     assert (book.folder / "got").read_text() == nasty
     assert not (book.folder / "owned").exists()
     assert "would be read as an option" in report["why"]
+
+
+def test_a_value_that_no_process_can_get_is_named(book: Book) -> None:
+    book.write(
+        f"shell: printf '\"a\\\\u0000b\"'\n{OK}\nsave: {{nul: json}}",
+        f"shell: head -c 200000 /dev/zero | tr '\\0' a\n{OK}\nsave: {{big: text}}",
+        f"shell: echo ${{nul}}\nalways: true\n{OK}",
+        f"shell: echo ${{big}}\nalways: true\n{OK}",
+    )
+    whys = [step["why"] for step in book.run()["steps"][2:]]
+    assert whys[0].startswith("no process starts with nul: embedded null byte; a value for a script is")
+    assert whys[1].startswith("no process starts with big: Argument list too long; a value for a script is")
+
+
+def test_a_command_that_asks_asks_once_however_often_the_step_tries(book: Book) -> None:
+    """A person who has said yes has said it for the step."""
+    asked = []
+
+    def confirm(question: str) -> str:
+        asked.append(question)
+        return ""
+
+    class Actions:
+        mask = Masker()
+
+        async def perform(self, _: Step, __: object, yes: str | None, ___: float) -> dict[str, Any]:
+            error = {"code": "NotConfirmed", "message": "Send it?"} if yes is None else None
+            return {"exit": 1, "error": error}
+
+    loaded = load(
+        str(book.write(f"genctl: [version]\nwait: {{every: 0s, within: 100ms}}\n{OK}").file), lambda _: None
+    )
+    run = Run(loaded, Start(), {}, cast("Any", Actions()), confirm)
+    done = asyncio.run(run.go(Journal("one", None), lambda _: None, lambda _: None))
+    assert done.steps[0].tries > 1
+    assert asked == ["s1: Send it?"]
 
 
 def test_conditions_skip_with_a_reason(book: Book) -> None:
@@ -325,11 +366,14 @@ sleep 60 >/dev/null 2>&1 & wait
 """
 
 
-@pytest.mark.parametrize(("script", "is_orderly"), [(ORDERLY, True), ("trap '' TERM; sleep 60", False)])
+@pytest.mark.parametrize(
+    ("script", "is_orderly"),
+    [(ORDERLY, True), (f"({ORDERLY}) & exit 0", True), ("trap '' TERM; sleep 60", False)],
+)
 def test_a_command_that_is_cut_off_puts_things_in_order_and_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, is_orderly: bool
 ) -> None:
-    """Or it would leave what it has lent, hidden or closed; one that does not end is killed."""
+    """With all that it has started, or that would leave what it has lent, hidden or closed; or is killed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(actions, "ENDS_WITHIN_S", 20.0 if is_orderly else 0.2)
     argv, said = ("/bin/sh", "-c", f"echo $$ > pid; {script}"), list[str]()

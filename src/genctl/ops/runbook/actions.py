@@ -7,7 +7,6 @@ import signal
 import sys
 from asyncio.subprocess import Process
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -162,20 +161,25 @@ async def _first_bytes(
 
     `note` takes each line as it comes.
     """
-    kept = rest = b""
+    kept, rest = bytearray(), b""
     while stream and (data := await stream.read(65_536)):
         kept += data[: max(most + 1 - len(kept), 0)]
         if note:
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 note(line.decode(errors="replace"))
-    return kept
+    return bytes(kept)
 
 
 async def _shell(script: str, env: Mapping[str, str]) -> Document:
     """Run a script. It finds the `python` and `genctl` that run the runbook first in its PATH."""
     path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
-    code, out, err = await _child(("/bin/sh", "-c", script), env={**env, "PATH": path})
+    try:
+        code, out, err = await _child(("/bin/sh", "-c", script), env={**env, "PATH": path})
+    except (OSError, ValueError) as error:
+        given, why = ", ".join(env) or "this script", getattr(error, "strerror", "") or error
+        fix = "a value for a script is text without NUL, of less than 128 KiB"
+        raise GenctlError("NotStarted", f"no process starts with {given}: {why}", fix, exit_code=1) from None
     found, stderr = _read(out.rstrip(b"\n")), err.decode(errors="replace").rstrip("\n")
     if code == SKIPPED:
         raise SkippedError((stderr or found["text"] or "it cannot be run here").splitlines()[-1])
@@ -223,8 +227,7 @@ async def _heard(
 async def _ended(process: Process, heard: asyncio.Task[Any]) -> None:
     """End the process group: by SIGTERM if we were cut off, in the end by SIGKILL."""
     try:
-        if process.returncode is None:
-            _signal(process, signal.SIGTERM)
+        if not heard.done() and _signal(process, signal.SIGTERM):
             await asyncio.wait({heard}, timeout=ENDS_WITHIN_S)
     finally:
         _signal(process, signal.SIGKILL)
@@ -232,6 +235,10 @@ async def _ended(process: Process, heard: asyncio.Task[Any]) -> None:
         heard.cancel()  # a process that has left the group may hold the pipes
 
 
-def _signal(process: Process, number: int) -> None:
-    with suppress(ProcessLookupError):
+def _signal(process: Process, number: int) -> bool:
+    """Signal all processes of the group; return False when none is left."""
+    try:
         os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return False
+    return True

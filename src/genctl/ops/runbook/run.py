@@ -169,6 +169,7 @@ class Run:
         began, self._tries = time.monotonic(), 0
         self._output = None
         self._lacking: str | None = None
+        self._yes: str | None = None  # once a person has said so: for all tries
         self._work = asyncio.ensure_future(self._done(step))
         if self._signal:
             self._work.cancel()
@@ -217,12 +218,12 @@ class Run:
         if step.ask:
             self._confirmed(step, self.mask.text(spoken(step.ask, self.values)))
             return None
-        yes = self._confirmed(step, step.does) if step.dangerous else None
+        self._yes = self._confirmed(step, step.does) if step.dangerous else None
         patience_s, pause_s = self._seconds(step.patience), self._seconds(step.pause)
         deadline = time.monotonic() + patience_s
         while True:
             self._tries += 1
-            why = await self._try(step, deadline - time.monotonic(), yes)
+            why = await self._try(step, deadline - time.monotonic())
             if why is None or not step.wait:
                 return why
             if time.monotonic() + pause_s > deadline:
@@ -242,14 +243,14 @@ class Run:
             self._signal = int(asked.code or 0) - 128
             raise asyncio.CancelledError from None
 
-    async def _try(self, step: Step, timeout_s: float, yes: str | None) -> str | None:
+    async def _try(self, step: Step, timeout_s: float) -> str | None:
         """Try the step once; return what is wrong with the output."""
         try:
-            output = await self.actions.perform(step, self.values, yes, timeout_s)
+            output = await self.actions.perform(step, self.values, self._yes, timeout_s)
             error = output.get("error") if step.genctl else None
-            if yes is None and isinstance(error, dict) and error.get("code") == "NotConfirmed":
-                yes = self._confirmed(step, error["message"])
-                output = await self.actions.perform(step, self.values, yes, timeout_s)
+            if self._yes is None and isinstance(error, dict) and error.get("code") == "NotConfirmed":
+                self._yes = self._confirmed(step, error["message"])
+                output = await self.actions.perform(step, self.values, self._yes, timeout_s)
             self._lacking = self._judged(step, output)
         except TimeoutError as late:  # of a wait, the try before tells more
             return self._lacking or str(late)
