@@ -18,13 +18,14 @@ from tests.process.place import GENCTL, Place, Running, clean_env
 from tests.process.test_cli_manner import OnTerminal
 from tests.proxies import Relay
 
+from genctl.base.settings import Settings
 from genctl.domain.masking import Masker
 from genctl.domain.model import GenctlError
 from genctl.edges import db
 from genctl.ops.runbook import actions
 from genctl.ops.runbook.journal import Journal, Start
 from genctl.ops.runbook.load import load
-from genctl.ops.runbook.model import Step
+from genctl.ops.runbook.model import Sql, Step
 from genctl.ops.runbook.run import Run
 
 HEAD = "name: {name}\npurpose: A test.\nwhen: Now.\ntouches: Nothing.\n"
@@ -768,6 +769,11 @@ def test_sql_is_read_only_unless_declared_and_its_values_are_bound(place: Place)
         assert len(place.sql("select from credit_accounts")) == 1, text
     assert "more than 1,000 rows" in run("{query: 'select generate_series(1, 10000000)'}", exit_code=1)
     assert 'column "nothing" does not exist' in run("{query: select nothing}", exit_code=1)
+    assert "failed at step sql: PostgreSQL: COPY cannot" in run(
+        "{query: copy (select 1) to stdout}", exit_code=1
+    )
+    deep = "select (repeat('[', 500) || repeat(']', 500))::jsonb as d"
+    assert "nested more than 100 deep" in run(f'{{query: "{deep}"}}', exit_code=1)
     who = "{query: 'select balance from credit_accounts where user_id = ${who}'}"
     assert "found nothing there" in run(who, "--var", "who=x' or 'a' = 'a", exit_code=1)
     assert "book: ok" in run(who, "--var", "who=ann", exit_code=0)
@@ -776,6 +782,16 @@ def test_sql_is_read_only_unless_declared_and_its_values_are_bound(place: Place)
     run(f'{{query: "{change}", writes: true}}', exit_code=0)
     silent = "{query: update credit_accounts set balance = balance, writes: true}"
     assert "found nothing there" in run(silent, exit_code=1)
+
+
+def test_a_saved_map_or_list_is_a_parameter_too(place: Place) -> None:
+    """It came from JSON: PostgreSQL gets it as such, or as an array where all in it is of one kind."""
+    values = {"m": {"a": "b"}, "l": [1, None, 2], "t": ["x"], "maps": [{"a": 1}], "mixed": [1, "a"]}
+    kinds = {"m": "jsonb", "l": "int[]", "t": "text[]", "maps": "jsonb", "mixed": "jsonb"}
+    text = "select " + ", ".join(f"${{{name}}}::{kind} as {name}" for name, kind in kinds.items())
+    step = Step(step="sql", does="It.", sql=Sql(query=text), expect=["count == `1`"])
+    run = actions.Actions(Settings(database_url=place.dsn), Masker(), lambda words, _: words, print)
+    assert asyncio.run(run.perform(step, values, None, 9.0)) == {"rows": [values], "count": 1}
 
 
 def test_a_database_that_falls_silent_keeps_no_run(place: Place) -> None:

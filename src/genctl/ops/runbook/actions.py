@@ -70,7 +70,7 @@ class Actions(NamedTuple):
                 words = self.complete(arguments(what, values), yes)
                 return await _command(words, self.note, self.settings.log)
             case "sql":
-                params = {name: values[name] for name in names_in(what.query)}
+                params = {name: _bound(values[name]) for name in names_in(what.query)}
                 return await _asked(self.settings, what, params)
             case "http":
                 return await _requested(what, values)
@@ -113,6 +113,12 @@ def _read(output: bytes, most: int = LARGEST_BYTES) -> Document:
     except ValueError:
         pass
     return found | ({"unread": f"the output is {why}: its JSON is not read"} if why else {})
+
+
+def _bound(value: Any) -> Any:
+    """Return a value as a parameter: a list of one kind is an array, another list or a map JSON."""
+    kinds = {type(one) for one in value if one is not None} if isinstance(value, list) else {type(value)}
+    return as_word(value) if len(kinds) > 1 or kinds & {dict, list} else value
 
 
 async def _asked(settings: Settings, sql: Sql, params: Mapping[str, Any]) -> Document:
