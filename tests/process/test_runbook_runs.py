@@ -135,6 +135,11 @@ def test_a_request_without_an_answer_is_something_to_expect(book: Book) -> None:
     assert "\n    message: no end within 300ms\n" in (book.folder / "r.md").read_text()
     found = "step s4: expected that status == `200`; found nothing there; it said: no end within 300ms"
     assert report["why"] == found
+    book.write(
+        f"http: {{method: GET, url: '${{no}}'}}\n{answered}",
+        variables="{no: {type: text, default: a b, help: x}}",
+    )
+    assert "it said: GET a b: that is no URL" in book.run(exit_code=1)["why"]
 
 
 def test_a_wait_tries_until_it_is_so(book: Book) -> None:

@@ -148,6 +148,8 @@ def _reason(error: Exception) -> str:
             return f"the answer is {error.status} {error.message}"
         case aiohttp.ClientResponseError():
             return "what answers there speaks no HTTP"
+        case aiohttp.InvalidURL():
+            return "that is no URL"
         case OSError():  # ClientConnectorError is one
             cause = getattr(error, "os_error", error)
             if cause.errno and cause.errno > 0 and not isinstance(cause, ssl.SSLError):

@@ -9,7 +9,6 @@ from asyncio.subprocess import Process
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import aiohttp
 import msgspec
@@ -20,7 +19,7 @@ from genctl.base.person import Note
 from genctl.base.settings import Settings
 from genctl.domain.masking import Masker
 from genctl.domain.model import GenctlError
-from genctl.domain.runbooks import as_word, fill, names_in, statement
+from genctl.domain.runbooks import as_word, fill, names_in, statement, with_path
 from genctl.edges import db, http
 from genctl.ops.runbook.model import Http, Sql, Step
 
@@ -130,8 +129,7 @@ async def _asked(settings: Settings, sql: Sql, params: Mapping[str, Any]) -> Doc
 async def _requested(what: Http, values: Values) -> Document:
     """Send a request into which the values are filled. Raises KeyError."""
     given = fill(msgspec.to_builtins(what), values)
-    path = [quote(as_word(part), safe="") for part in given.pop("path", ())]
-    url = "/".join([given["url"].rstrip("/"), *path]) if path else given["url"]
+    url = with_path(given["url"], [as_word(part) for part in given.pop("path", ())])
     query, headers = (
         {k: as_word(v) for k, v in given.pop(part, {}).items()} for part in ("query", "headers")
     )
@@ -149,12 +147,13 @@ async def _requested(what: Http, values: Values) -> Document:
             told = {name.lower(): value for name, value in answer.headers.items()}
             return {"status": answer.status, "headers": told, **read, "error": None}
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        return unanswered(f"{what.method} {url}: {str(error) or type(error).__name__}")
+        why, fix = http.unreachable(error, url)
+        return unanswered(f"{what.method} {url}: {why}", fix or "")
 
 
-def unanswered(why: str) -> Document:
+def unanswered(why: str, fix: str = "") -> Document:
     """Make the document of a request without an answer: a step may expect just that."""
-    error = {"code": "NoAnswer", "message": why, "fix": ""}
+    error = {"code": "NoAnswer", "message": why, "fix": fix}
     return {"status": None, "headers": {}, "json": None, "text": "", "error": error}
 
 

@@ -1,6 +1,7 @@
 """Carry out a runbook: its steps in order, its clean-up always; the journal keeps all of it."""
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -279,8 +280,11 @@ class Run:
 
 
 def _fitting(why: str) -> str:
-    """Shorten a reason in its middle: at its end a command gives its own. Escape lone surrogates."""
-    text, half = why.encode(errors="backslashreplace").decode(), LONGEST_WHY // 2
+    """Shorten a reason in its middle: at its end a command gives its own. Escape lone surrogates.
+
+    It is one line, whatever a library has said.
+    """
+    text, half = re.sub(r"\s*\n\s*", " ", why.encode(errors="backslashreplace").decode()), LONGEST_WHY // 2
     return text if len(text) <= LONGEST_WHY else f"{text[:half]} … {text[-half:]}"
 
 
