@@ -234,11 +234,21 @@ def test_a_process_that_only_has_the_old_id_is_left_alone(home: Path) -> None:
         other.kill()
 
 
-def test_a_postmaster_file_with_the_id_of_another_process_is_no_obstacle(used: Path) -> None:
-    """After a reboot the id in `postmaster.pid` may be anybody's."""
-    data = used / "postgres" / "data"
-    (data / "postmaster.pid").write_text(f"{os.getpid()}\n{data}\n")
-    assert facts_of(Postgres(data.parent))
+def test_what_a_crash_of_the_machine_leaves_is_no_obstacle(
+    used: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The id in `postmaster.pid` may be anybody's after a reboot, or the file empty; a password may be lost."""
+    data, password = used / "postgres" / "data", used / "postgres" / "password"
+    password.unlink()
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(ZeroDivisionError),
+    ):  # it ends before the new one is set
+        patched.setattr(Postgres, "_run", lambda *_: 1 / 0)
+        facts_of(Postgres(data.parent))
+    for left in (f"{os.getpid()}\n{data}\n", ""):
+        (data / "postmaster.pid").write_text(left)
+        assert facts_of(Postgres(data.parent))
 
 
 def test_two_at_once_on_one_folder_is_a_clear_error(running: Path) -> None:

@@ -92,8 +92,8 @@ class Child:
 
         await self._end_leftover()
         self.process = self._spawn()
-        self.pid_file.write_text(f"{self.process.pid}\n")
         try:
+            self.pid_file.write_text(f"{self.process.pid}\n")
             await self._until(is_ready, "was not ready")
             if self.serves:
                 self.serves.close()  # else it would go on listening when the part has ended
