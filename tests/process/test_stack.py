@@ -525,6 +525,13 @@ def test_root_without_a_way_to_be_another_user_is_told_what_to_do(monkeypatch: p
 
 @root
 @linux
+def test_a_user_without_a_name_is_told_what_to_do(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a container may have: initdb looks it up."""
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    with pytest.raises(GenctlError, match="has none on this machine"):
+        asyncio.run(Postgres(home).start())
+
+
 def test_an_ordinary_user_needs_none_of_that(home: Path) -> None:
     """One who may read all files, as our interpreter may lie where only root can look."""
     os.chown(home.parent, 65534, 65534)

@@ -85,6 +85,7 @@ class Postgres(Child):
         statements = [f"alter role {USER} password '{password}'"]
         binaries = layout.find_binaries()
         if fresh:
+            layout.check_name()
             shutil.rmtree(data, ignore_errors=True)
             initdb = [*prefix, str(binaries / "initdb"), "-D", str(data), "-U", USER]
             # the built-in provider sorts alike on every system; reject all until our own rules are written
