@@ -344,7 +344,7 @@ def test_a_run_that_was_killed_is_in_the_history(book: Book) -> None:
         os.kill(running.process.pid, signal.SIGKILL)
         running.process.wait()
     (path,) = book.journals()
-    path.write_text(path.read_text() + '{"event": "step.en')
+    path.write_text(path.read_text() + "[" * 20_000 + '\n{"event": "step.en')
     assert book.history(path.stem)["state"] == "interrupted"
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
