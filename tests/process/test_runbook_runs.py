@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
@@ -199,6 +200,28 @@ def test_a_command_that_asks_asks_once_however_often_the_step_tries(book: Book) 
     done = asyncio.run(run.go(Journal("one", None), lambda _: None, lambda _: None))
     assert done.steps[0].tries > 1
     assert asked == ["s1: Send it?"]
+
+
+def test_a_request_that_hangs_does_not_use_up_a_wait(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server may answer the next one."""
+    monkeypatch.setattr(actions, "ANSWERS_WITHIN_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        step = f"http: {{method: GET, url: '{url}'}}\nwait: {{every: 0s, within: 20s}}\nexpect: [status == `200`]"
+        loaded = load(str(book.write(step).file), lambda _: None)
+
+        def answer_the_second() -> None:
+            hung, _ = server.accept()
+            with hung, server.accept()[0] as asks:
+                asks.recv(1000)
+                asks.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+        with ThreadPoolExecutor() as threads:
+            threads.submit(answer_the_second)
+            real = actions.Actions(Settings(), Masker(), lambda words, _: words, print)
+            run = Run(loaded, Start(), {}, real, str)
+            done = asyncio.run(run.go(Journal("one", None), lambda _: None, lambda _: None))
+    assert (done.state, done.steps[0].tries) == ("ok", 2)
 
 
 def test_conditions_skip_with_a_reason(book: Book) -> None:

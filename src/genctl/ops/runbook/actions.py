@@ -27,6 +27,7 @@ LARGEST_BYTES = 2**20  # of an output
 LARGEST_OF_OURS_BYTES = 2**26  # of a command of ours: it may list a whole queue
 ENDS_WITHIN_S = 5.0  # after SIGTERM
 GONE_WITHIN_S = 1.0
+ANSWERS_WITHIN_S = 60.0  # where a step waits: a request that hangs leaves time for the next
 SKIPPED = 77  # exit code of a script that cannot run here
 # The words come by stdin: some are secrets, and all users of the machine can read arguments.
 GENCTL = (
@@ -54,6 +55,8 @@ class Actions(NamedTuple):
 
     async def perform(self, step: Step, values: Values, yes: str | None, within_s: float) -> Document:
         """Do a step once. Raises TimeoutError, KeyError for an unknown value, GenctlError, SkippedError."""
+        if step.wait and step.http:
+            within_s = min(within_s, ANSWERS_WITHIN_S)
         try:
             async with asyncio.timeout(within_s):
                 return await self._performed(step.kind, step.action, values, yes)
