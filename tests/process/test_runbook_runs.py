@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -728,6 +729,19 @@ def test_a_report_that_cannot_be_written_hides_no_verdict(book: Book) -> None:
     out, err = book.say("run", str(book.file), "--report", "r.md", exit_code=3)
     assert "book: failed at step s1: expected that exit == `0`; found 2" in out
     assert "r.md: No space left on device" in err
+
+
+def test_a_report_is_written_though_nobody_reads_the_output(book: Book) -> None:
+    book.write(
+        f"shell: 'while kill -0 $(cat head); do :; done'\n{OK}",
+        f"shell: touch clean\nalways: true\n{OK}",
+    )
+    command = f"{shlex.join(GENCTL)} runbook run book.yaml --report r.md | sh -c 'echo $$ >head; read a; read b; read c'"
+    with Running.start("bash", "-c", command, env=book.env, folder=book.folder) as running:
+        running.end(within_s=30)
+    report = (book.folder / "r.md").read_text()
+    assert "**output: Broken pipe**" in report
+    assert "| s2 | ok |" in report
 
 
 def test_the_plan_is_there_before_the_first_step(book: Book) -> None:

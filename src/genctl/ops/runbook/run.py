@@ -86,6 +86,7 @@ class Run:
         self.mask = self.actions.mask
         self.mask.add(*(self.values[name] for name in self.secret & self.values.keys()))
         self.steps = self.loaded.runbook.left(self.start.done)
+        self.lost: BaseException | None = None
         self._signal = 0
         self._output: Document | None = None
         self._work: asyncio.Task[str | None] | None = None
@@ -101,10 +102,9 @@ class Run:
             work.get_loop().call_soon_threadsafe(work.cancel)
 
     async def go(self, journal: Journal, note: Note, show: Callable[[StepResult], object]) -> RunResult:
-        """Run all steps; `show` takes each result. Raises what `show` raises, after the clean-up."""
+        """Run all steps; `show` takes each result. What it raises is in `lost`; only the clean-up follows."""
         began, code = time.monotonic(), 0
         results: list[StepResult] = []
-        lost: BaseException | None = None
         journal.write(
             "begun",
             run=journal.run,
@@ -131,11 +131,11 @@ class Run:
                 journal.write("step.ended", **msgspec.to_builtins(result), saved=self.masked(saved))
                 self._output = None
             results.append(result)
-            if lost is None:
+            if self.lost is None:
                 try:
                     show(result)
-                except BaseException as error:  # noqa: BLE001 - we raise it after the clean-up
-                    lost, code = error, code or 1
+                except BaseException as error:  # noqa: BLE001 - the clean-up comes first
+                    self.lost, code = error, code or 1
         code = self._signalled(code)
         bad = [one for one in results if one.state in {"failed", "interrupted"} and not one.always]
         done = RunResult(
@@ -144,13 +144,11 @@ class Run:
             state="ok" if code == 0 else "failed" if code == 1 else "interrupted",
             exit_code=code,
             seconds=round(time.monotonic() - began, 3),
-            why=f"step {bad[0].step}: {bad[0].why}" if bad else "",
+            why=f"step {bad[0].step}: {bad[0].why}" if bad else f"output: {self.lost}" if self.lost else "",
             steps=results,
         )
         journal.write("ended", state=done.state, exitCode=code, why=done.why)
         journal.close()
-        if lost:
-            raise lost
         return done
 
     def _signalled(self, code: int) -> int:
