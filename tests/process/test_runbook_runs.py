@@ -180,7 +180,7 @@ def test_a_value_that_no_process_can_get_is_named(book: Book) -> None:
 
 
 def test_a_command_that_asks_asks_once_however_often_the_step_tries(book: Book) -> None:
-    """A person who has said yes has said it for the step."""
+    """A person who has said yes has said it for the step. The question shows no secret."""
     asked = []
 
     def confirm(question: str) -> str:
@@ -188,10 +188,10 @@ def test_a_command_that_asks_asks_once_however_often_the_step_tries(book: Book) 
         return ""
 
     class Actions:
-        mask = Masker()
+        mask = Masker(["hunter2"])
 
         async def perform(self, _: Step, __: object, yes: str | None, ___: float) -> dict[str, Any]:
-            error = {"code": "NotConfirmed", "message": "Send it?"} if yes is None else None
+            error = {"code": "NotConfirmed", "message": "Send hunter2?"} if yes is None else None
             return {"exit": 1, "error": error}
 
     loaded = load(
@@ -200,7 +200,7 @@ def test_a_command_that_asks_asks_once_however_often_the_step_tries(book: Book) 
     run = Run(loaded, Start(), {}, cast("Any", Actions()), confirm)
     done = asyncio.run(run.go(Journal("one", None), lambda _: None, lambda _: None))
     assert done.steps[0].tries > 1
-    assert asked == ["s1: Send it?"]
+    assert asked == ["s1: Send ***?"]
 
 
 def test_a_request_that_hangs_does_not_use_up_a_wait(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:

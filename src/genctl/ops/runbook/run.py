@@ -215,7 +215,7 @@ class Run:
         """Try the step until its expectations hold or its time is over; return what is wrong then."""
         self._check_fit(step)
         if step.ask:
-            self._confirmed(step, self.mask.text(spoken(step.ask, self.values)))
+            self._confirmed(step, spoken(step.ask, self.values))
             return None
         self._yes = self._confirmed(step, step.does) if step.dangerous else None
         patience_s, pause_s = self._seconds(step.patience), self._seconds(step.pause)
@@ -237,7 +237,7 @@ class Run:
 
     def _confirmed(self, step: Step, question: str) -> str:
         try:
-            return self.confirm(f"{step.step}: {question}")
+            return self.confirm(self.mask.text(f"{step.step}: {question}"))
         except SystemExit as asked:  # a signal that ended the question
             self._signal = int(asked.code or 0) - 128
             raise asyncio.CancelledError from None
