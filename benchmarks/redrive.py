@@ -87,7 +87,8 @@ async def redrive(at: Settings, count: int) -> float:
         running = asyncio.create_task(under_way.run(step))
         await done.wait()
         seconds = time.perf_counter() - began
-        assert (await running).tally.redriven == count
+        tally = (await running).tally
+        assert tally.redriven == count, tally
     return seconds
 
 

@@ -4,13 +4,21 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import import_module
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 from click.core import ParameterSource
 
 FORMATS = ("table", "json", "jsonl", "yaml", "csv")
 WHOLE = 1_000  # characters, which no sentence has
+
+
+class TimeLimit(NamedTuple):
+    """Bound each question of a command to the database; `lock_s` is set if the person chose the time."""
+
+    command: str
+    within_s: float
+    lock_s: float | None
 
 
 class Command(click.Command):
@@ -47,7 +55,7 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        from genctl.cli.output import Output, TimeLimit
+        from genctl.cli.output import Output
 
         again = typed_again(ctx)
         shared = {name: ctx.params.pop(name, None) for name in ("output", "debug", "setting", "tool")}

@@ -116,11 +116,9 @@ async def delete(
         meant = [message for message, _ in pairs][: None if most is None else most - done["meant"]]
         if file and meant:
             write(file, meant)
-        errors = await over.queue.delete([message.receipt for message in meant]) if meant else []
-        gone = [message.message_id for message, why in zip(meant, errors, strict=True) if why is None]
-        over.forget(gone)
+        errors = await over.delete([message.message_id for message in meant])
         done["meant"] += len(meant)
-        done["discarded"] += len(gone)
+        done["discarded"] += errors.count(None)
         if done["meant"] == most:
             return
 

@@ -6,7 +6,7 @@ how many, and never claims to have seen all when the count is higher.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Self
 
@@ -119,10 +119,16 @@ class Survey:
     def _is_late(self, message: Message) -> bool:
         return self.until is not None and message.sent_at > self.until
 
-    def forget(self, ids: Iterable[str]) -> None:
-        """Forget messages that somebody has deleted."""
-        for id_ in ids:
-            self._hidden.pop(id_, None)
+    async def delete(self, ids: Sequence[str]) -> list[str | None]:
+        """Delete messages that came; return None for each, or why SQS did not.
+
+        A message that came again while we took long goes only by its newest receipt.
+        """
+        errors = await self.queue.delete([self._hidden[id_][0] for id_ in ids])
+        for id_, why in zip(ids, errors, strict=True):
+            if why is None:
+                del self._hidden[id_]
+        return errors
 
     async def show(self) -> None:
         """Make the hidden messages visible, also when we are cancelled meanwhile, and start over."""
@@ -155,8 +161,7 @@ async def look(
             if any(map(enough, messages)):
                 break
         if taken := list(filter(take, seen)):
-            await dlq.delete([message.receipt for message in taken])
-            survey.forget(message.message_id for message in taken)
+            await survey.delete([message.message_id for message in taken])
         return seen
 
 
