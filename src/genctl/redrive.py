@@ -7,7 +7,6 @@ the job message, then it deletes the copy. If it is killed in between, the row s
 redrive finds the copy stale and sends the missing message, and so does the sweeper.
 """
 
-import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -29,7 +28,6 @@ from genctl.enqueue import send_jobs
 from genctl.ledger import WAIT_S, AccountLockedError, movement
 from genctl.pipeline import Pipeline
 
-PAUSE_S = 0.05  # between looks at what another transaction has locked
 ACCOUNT_LOCKED = "its user's account is locked"
 ROW_LOCKED = "another transaction holds a lock"
 LOCKED = (ACCOUNT_LOCKED, ROW_LOCKED)
@@ -87,16 +85,22 @@ async def retry(
 
 
 async def begin(
-    letters: Sequence[Letter], pipeline: Pipeline, terms: Terms, *, most: int | None = None
+    letters: Sequence[Letter],
+    pipeline: Pipeline,
+    terms: Terms,
+    *,
+    most: int | None = None,
+    stuck: dict[str, str] | None = None,
 ) -> list[RedrivenLetter]:
     """Give the sessions of letters their next runs, at most `most`; send() sends the jobs.
 
+    It does not wait for the users in `stuck`, whose accounts stayed locked; it adds those that it finds.
     Raises GenctlError when the database is away: some may have their runs then, which owe their messages.
     """
     steps = at_most(plan(letters, terms), len(letters) if most is None else most)
     pairs = list(zip(letters, steps, strict=True))
     rows = [letter.row for letter, step in pairs if step.action == "requeue" and letter.row]
-    queued = await _requeue(rows, pipeline, terms)
+    queued = await _requeue(rows, pipeline, terms, {} if stuck is None else stuck)
     return [_begun(letter, step, queued) for letter, step in pairs]
 
 
@@ -118,20 +122,28 @@ async def send(begun: Sequence[RedrivenLetter], pipeline: Pipeline) -> list[Redr
     return [one._replace(error=owed.get(one.job.id)) if one.job else one for one in begun]
 
 
-async def _requeue(rows: Sequence[Session], pipeline: Pipeline, terms: Terms) -> dict[UUID, Session | str]:
+async def _requeue(
+    rows: Sequence[Session], pipeline: Pipeline, terms: Terms, stuck: dict[str, str]
+) -> dict[UUID, Session | str]:
     """Give these sessions their next runs; return each as it is then, or why it got none.
 
-    Passes over accounts that another transaction has locked, and comes back to them for WAIT_S: if it waited
-    for one, the other users would wait, too.
+    Passes over what another transaction has locked, and comes back for WAIT_S, each time to all of it: nobody
+    waits for the lock of another user. It does not wait for the users in `stuck`, to whom it adds those whose
+    locks outlast that, each with who holds it.
     """
     give_up_at = time.monotonic() + lock_s(WAIT_S)
     ends = await _tried(rows, pipeline, terms, give_up_at)
-    while locked := [row for row in rows if ends[row.id] in LOCKED]:
-        if time.monotonic() > give_up_at:
-            log.warning("redrive.locked", sessions=[row.id for row in locked])
-            break
-        await asyncio.sleep(PAUSE_S)
+    while locked := [row for row in rows if ends[row.id] in LOCKED and row.user_id not in stuck]:
+        left_s, user, held = give_up_at - time.monotonic(), locked[0].user_id, ""
+        try:
+            await movement(pipeline.db, [user], wait_s=max(left_s, 0.0))
+        except LockedError as error:
+            held = error.held
         ends |= await _tried(locked, pipeline, terms, give_up_at)
+        if time.monotonic() > give_up_at:
+            still = {row.user_id for row in locked if ends[row.id] in LOCKED}
+            stuck |= {who: held if who == user else "" for who in still}
+            log.warning("redrive.locked", users=[*stuck])
     return ends
 
 

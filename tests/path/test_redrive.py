@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import psycopg
 import pytest
+import structlog
 from tests.kit import Kit, locked, true, until
 
 from genctl import gate
@@ -355,7 +356,10 @@ async def test_users_whose_accounts_are_free_do_not_wait_for_those_that_are_lock
         redriving = asyncio.create_task(redriven(kit))
         await until(lambda: kit.query("select from generation_sessions where run = 2"))
         briefly.rollback()
-        done = await redriving
+        with structlog.testing.capture_logs() as lines:
+            done = await redriving
+    given_up = [line for line in lines if line["event"] == "redrive.locked"]
+    assert len(given_up) == 1, "the second batch does not wait for the same users again"
     assert (done.tally.redriven, done.tally.skipped) == (14, {"its user's account is locked": 6})
     assert set(done.locked) == {"user-0", "user-1", "user-2"}
     assert all_told(done)

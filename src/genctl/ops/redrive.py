@@ -123,6 +123,7 @@ class Redriven(msgspec.Struct):
     approximate: int = 0
     stopped: str | None = None
     locked: Counter[str] = msgspec.field(default_factory=Counter)  # jobs, by users whose accounts are locked
+    stuck: dict[str, str] = {}  # who holds the locks of users
 
     def still_locked(self, again: Callable[..., str]) -> LockedError | None:
         """Make the error about what was locked; `again` writes the command for when the lock is gone."""
@@ -133,7 +134,8 @@ class Redriven(msgspec.Struct):
         user = min(self.locked)
         others = f", and those of {len(self.locked) - 1} others" if len(self.locked) > 1 else ""
         told = f"{many(self.locked.total(), 'job')} left in the DLQ: the account of user {user}{others}"
-        return AccountLockedError(user, f"{told} is locked by another transaction", again())
+        told += " is locked by another transaction"
+        return AccountLockedError(user, told, again(), held=self.stuck.get(user, ""))
 
 
 class Redrive:
@@ -250,7 +252,8 @@ class Redrive:
             if not messages:
                 return None
             meant = [letter for _, letter in await chosen(messages, self.pipeline.db, self.options.choice)]
-            begun = await begin(meant, self.pipeline, self.terms, most=self._left)
+            stuck = self.done.stuck
+            begun = await begin(meant, self.pipeline, self.terms, most=self._left, stuck=stuck)
             jobs = sum(one.step.runs for one in begun)
             self._left -= jobs
             if self.options.rate:
