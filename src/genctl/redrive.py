@@ -134,11 +134,11 @@ async def _requeue(
     give_up_at = time.monotonic() + lock_s(WAIT_S)
     ends = await _tried(rows, pipeline, terms, give_up_at)
     while locked := [row for row in rows if ends[row.id] in LOCKED and row.user_id not in stuck]:
-        left_s, user, held = give_up_at - time.monotonic(), locked[0].user_id, ""
+        left_s, user, held = max(0.0, give_up_at - time.monotonic()), locked[0].user_id, ""
         try:
-            await movement(pipeline.db, [user], wait_s=max(left_s, 0.0))
-        except LockedError as error:
-            held = error.held
+            await movement(pipeline.db, [user], wait_s=left_s)
+        except (DataRefusedError, LockedError) as error:
+            held = error.held if isinstance(error, LockedError) else ""
         ends |= await _tried(locked, pipeline, terms, give_up_at)
         if time.monotonic() > give_up_at:
             still = {row.user_id for row in locked if ends[row.id] in LOCKED}

@@ -101,7 +101,7 @@ def test_each_step_is_counted_once_whatever_a_provider_calls_the_failure() -> No
     tally, codes = Tally(), ("HTTP500", "stale", "done", "active")
     tally.add([LetterPlan("requeue", code) for code in codes])
     tally.add([LetterPlan("resend", "stale"), LetterPlan("drop", "done"), LetterPlan("drop", "stale")])
-    tally.add([LetterPlan("resend", "active"), LetterPlan("skip", "stale")], failed=1)
+    tally.add([LetterPlan("resend", "active"), LetterPlan("skip", "stale"), None])
     assert tally == Tally(redriven=5, stale=3, skipped={"stale": 1}, failed=1)
 
 

@@ -253,11 +253,12 @@ class Tally(msgspec.Struct):
         skipped = sum(self.skipped.values())
         return f"{self.redriven} redriven, {self.stale} stale, {skipped} skipped, {self.failed} failed"
 
-    def add(self, steps: Iterable[LetterPlan], failed: int = 0) -> None:
-        """Add steps that a redrive has carried out, and the number of those that failed."""
-        self.failed += failed
+    def add(self, steps: Iterable[LetterPlan | None]) -> None:
+        """Add steps that a redrive has carried out; None for one that failed."""
         for step in steps:
-            match step.action, step.why:
+            match step and (step.action, step.why):
+                case None:
+                    self.failed += 1
                 case "skip", why:
                     self.skipped[why] = self.skipped.get(why, 0) + 1
                 case ("drop", _) | ("resend", "stale"):

@@ -261,8 +261,7 @@ class Redrive:
             return len(messages), begun
 
     def _count(self, fates: Sequence[RedrivenLetter]) -> None:
-        kept = [fate.step for fate in fates if fate.error is None]
-        self.done.tally.add(kept, failed=len(fates) - len(kept))
+        self.done.tally.add(None if fate.error else fate.step for fate in fates)
         self.done.locked.update(fate.letter.user or "" for fate in fates if fate.step.why == ACCOUNT_LOCKED)
         ran = [fate for fate in fates if fate.step.runs]
         if ran and all(fate.error for fate in ran):
