@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.kit import Kit
+from tests.kit import Kit, QueueServer
 from tests.path.test_redrive import failed, few_calls_at_once  # noqa: F401 (a fixture)
 
 from genctl.base.printable import is_printable
@@ -20,6 +20,7 @@ from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError
 from genctl.edges.sqs_shapes import Attribute, Message, System
 from genctl.ops import export as ops
+from genctl.ops.bulk import Errand
 from genctl.ops.export import new_file, write
 from genctl.ops.sampling import Survey
 
@@ -69,6 +70,23 @@ async def test_what_is_discarded_is_in_the_file(kit: Kit, tmp_path: Path) -> Non
     assert done == {"meant": 1, "discarded": 1}
     assert [line["body"] for line in lines(path)] == ["poison"]
     assert [copy.attributes["code"] for copy in await kit.copies()] == ["InvalidParameter"]
+
+
+async def test_no_message_is_discarded_that_came_after_the_look_that_a_person_agreed_to(
+    kit: Kit, sqs_server: QueueServer, tmp_path: Path
+) -> None:
+    await kit.pipeline.send_copy("old", "MalformedMessage")
+    url, client = kit.pipeline.dlq.url, sqs_server.client
+
+    def meanwhile(question: str) -> None:
+        assert question == "Delete 1 message of the DLQ?"
+        client.receive_message(QueueUrl=url, VisibilityTimeout=1)
+        client.send_message(QueueUrl=url, MessageBody="new")
+
+    errand = Errand("dlq discard", lambda **_: "genctl dlq discard", confirm=meanwhile)
+    done = await ops.discard(kit.settings, Choice(), tmp_path / "gone.jsonl", errand)
+    assert done["discarded"] <= 1
+    assert "new" in [copy.body for copy in await kit.copies()]
 
 
 async def test_a_disk_that_takes_no_more_is_told_and_nothing_is_deleted(kit: Kit, tmp_path: Path) -> None:

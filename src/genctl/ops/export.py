@@ -24,7 +24,7 @@ from genctl.domain.model import GenctlError, rfc3339
 from genctl.edges.db import Database
 from genctl.edges.sqs_shapes import Message
 from genctl.ops.bulk import Errand, recorded
-from genctl.ops.dlq import look_at, opened, walk
+from genctl.ops.dlq import MOST_AT_ONCE, opened, walk
 from genctl.ops.sampling import Progress, Survey
 
 
@@ -75,22 +75,22 @@ async def discard(settings: Settings, choice: Choice, path: Path | None, errand:
 
     Raises GenctlError, also what `errand.confirm` raises.
     """
-    most, nothing, done = None, "", {"meant": 0, "discarded": 0}
-    if errand.dry_run or errand.confirm:
-        found = await look_at(settings, choice, errand.progress)
-        active = sum(letter.state == "active" for letter in found.letters)
-        most, nothing = len(found.letters), found.why_nothing  # we delete no more than the person agrees to
-        if errand.dry_run:
-            if not most:
-                errand.note(f"nothing to discard: {nothing}")
-            return {"meant": most, "discarded": 0, **found.counts, "file": None, "active": active}
-        if most and errand.confirm:
-            waiting = (
-                f" {active} of them may be the only messages of runs that wait, which would fail in time."
-            )
-            errand.confirm(f"Delete {many(most, 'message')} of the DLQ?{waiting if active else ''}")
+    most, nothing, done, again = None, "", {"meant": 0, "discarded": 0}, {"path": None}
     async with opened(settings, bounded=True) as (db, over):
-        again = {"path": None}
+        if errand.dry_run or errand.confirm:
+            with errand.progress(over.approximate, "look") as advance:
+                pages = walk(over, db, choice, advance, limit=MOST_AT_ONCE)
+                active = [letter.state == "active" async for page in pages for _, letter in page]
+            most, nothing = len(active), over.why_nothing(over.seen, {})
+            if errand.dry_run:
+                if not most:
+                    errand.note(f"nothing to discard: {nothing}")
+                return {"meant": most, "discarded": 0, **over.counts, "file": None, "active": sum(active)}
+            await over.show()
+            if most and errand.confirm:  # we delete no more than the person agrees to
+                told = " of them may be the only messages of runs that wait, which would fail in time."
+                waiting = f" {sum(active)}{told}" if any(active) else ""
+                errand.confirm(f"Delete {many(most, 'message')} of the DLQ?{waiting}")
         async with recorded(db, errand, done, tool=settings.tool, left=lambda: again):
             with ExitStack() as files, errand.progress(over.approximate, "discard") as advance:
                 to = files.enter_context(new_file(path, errand.again)) if path else None
