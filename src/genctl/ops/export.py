@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import msgspec
 
-from genctl.base.person import Advance
+from genctl.base.person import Advance, Note
 from genctl.base.printable import escape_json, many
 from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice
@@ -54,14 +54,19 @@ def write(file: IO[bytes], messages: Sequence[Message]) -> None:
 
 
 async def export(
-    settings: Settings, choice: Choice, path: Path, again: Callable[..., str], progress: Progress
+    settings: Settings,
+    choice: Choice,
+    path: Path,
+    again: Callable[..., str],
+    progress: Progress,
+    note: Note = lambda _: None,
 ) -> dict[str, Any]:
     """Write the chosen messages to a file and leave them in the DLQ; `again` writes the command for another.
 
     Raises GenctlError.
     """
     count = 0
-    async with opened(settings, bounded=True) as (db, over):
+    async with opened(settings, note, bounded=True) as (db, over):
         with new_file(path, again) as file, progress(over.approximate, "export") as advance:
             write(file, ())  # an empty export is gzip too
             async for pairs in walk(over, db, choice, advance, wait_s=1):
@@ -76,7 +81,7 @@ async def discard(settings: Settings, choice: Choice, path: Path | None, errand:
     Raises GenctlError, also what `errand.confirm` raises.
     """
     most, nothing, done, again = None, "", {"meant": 0, "discarded": 0}, {"path": None}
-    async with opened(settings, bounded=True) as (db, over):
+    async with opened(settings, errand.note, bounded=True) as (db, over):
         if errand.dry_run or errand.confirm:
             with errand.progress(over.approximate, "look") as advance:
                 pages = walk(over, db, choice, advance, limit=MOST_AT_ONCE)

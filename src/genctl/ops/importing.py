@@ -130,7 +130,7 @@ async def carry_out(settings: Settings, path: Path, errand: Errand) -> dict[str,
     GenctlError: exit 2 for a file that is no export, 3 when a dependency goes away.
     """
     total = _check(path)
-    async with opened(settings, bounded=True) as (db, over):
+    async with opened(settings, errand.note, bounded=True) as (db, over):
         one = Import(db, over, settings, errand)
         await one.look()
         async with recorded(db, errand, one.counts, tool=settings.tool):

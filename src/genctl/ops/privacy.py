@@ -133,7 +133,7 @@ async def _opened(settings: Settings) -> AsyncIterator[tuple[Database, list[Queu
 @asynccontextmanager
 async def _surveyed(dlq: Queue, note: Note) -> AsyncIterator[Survey]:
     """Survey a DLQ, and say how much of it we have seen where that is not all."""
-    async with Survey.over(dlq, bounded=True) as over:
+    async with Survey.over(dlq, bounded=True, note=note) as over:
         yield over
         if over.seen < over.approximate:
             note(f"{dlq.name}: {sampled(over.seen, over.approximate)}")

@@ -158,12 +158,14 @@ class Redrive:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: Settings, options: RedriveOptions) -> AsyncIterator[Self]:
+    async def open(
+        cls, settings: Settings, options: RedriveOptions, note: Note = lambda _: None
+    ) -> AsyncIterator[Self]:
         """Connect, and begin the pass. Raises GenctlError: exit 2 for bad options, 3."""
         terms = options.terms(settings)
         async with (
             Pipeline.open(settings, size=LANES, calls=False) as pipeline,
-            Survey.over(pipeline.dlq, bounded=True) as over,
+            Survey.over(pipeline.dlq, bounded=True, note=note) as over,
         ):
             yield cls(pipeline, over, options, terms)
 
@@ -305,10 +307,8 @@ async def carry_out(settings: Settings, options: RedriveOptions, errand: Errand)
 
     Raises GenctlError: exit 3 when a dependency goes away, and what `errand.confirm` raises.
     """
-    async with Redrive.open(settings, options) as under_way:
+    async with Redrive.open(settings, options, errand.note) as under_way:
         over, db, tool = under_way.over, under_way.pipeline.db, under_way.pipeline.tool.name
-        if over.warning:
-            errand.note(f"warning: {over.warning}")
         if errand.dry_run or errand.confirm:
             with errand.progress(over.approximate, "look") as advance:
                 plan = await under_way.plan(advance)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Self
 
-from genctl.base.person import Advance
+from genctl.base.person import Advance, Note
 from genctl.base.printable import many
 from genctl.edges.sqs import Queue
 from genctl.edges.sqs_shapes import BATCH, Message
@@ -46,9 +46,13 @@ class Survey:
 
     @classmethod
     @asynccontextmanager
-    async def over(cls, queue: Queue, *, bounded: bool = False) -> AsyncIterator[Self]:
-        """Open a survey. Raises GenctlError, exit 3."""
+    async def over(
+        cls, queue: Queue, *, bounded: bool = False, note: Note = lambda _: None
+    ) -> AsyncIterator[Self]:
+        """Open a survey; `note` hears what looking may cost. Raises GenctlError, exit 3."""
         survey = cls(queue, await queue.attributes(), bounded=bounded)
+        if warning := survey.warning:
+            note(f"warning: {warning}")
         try:
             yield survey
         finally:
