@@ -62,7 +62,7 @@ TABLE = {
         "config": ("setup:config", "Show the settings and where they come from, or write a file."),
         "token": ("setup:token", "Issue a user token or a sign-in link, or revoke tokens."),
         "completion": (
-            "complete:completion",
+            "setup:completion",
             "Write the script that completes genctl's command lines in a shell.",
         ),
         "version": ("setup:version", "Show the version."),

@@ -4,21 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import import_module
 from math import isfinite
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
 FORMATS = ("table", "json", "jsonl", "yaml", "csv")
 WHOLE = 1_000  # characters, which no sentence has
-
-
-class TimeLimit(NamedTuple):
-    """Bound each question of a command to the database; `lock_s` is set if the person chose the time."""
-
-    command: str
-    within_s: float
-    lock_s: float | None
 
 
 class Command(click.Command):
@@ -55,7 +47,7 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        from genctl.cli.output import Output
+        from genctl.cli.output import Output, TimeLimit
 
         again = typed_again(ctx)
         shared = {name: ctx.params.pop(name, None) for name in ("output", "debug", "setting", "tool")}

@@ -80,6 +80,19 @@ class Streams:
         retry = sse.retry(random.randint(*REPLACED_RETRY_MS))  # noqa: S311 - jitter
         oldest.end(retry + _REPLACED)
 
+    @property
+    def freshness(self) -> sse.Freshness:
+        """Return the bridge's."""
+        return self.bridge.freshness
+
+    def resumed(self, stream: OpenStream) -> None:
+        """Have the bridge read for a stream whose client takes more."""
+        self.bridge.look(stream)
+
+    def ended(self, stream: OpenStream) -> None:
+        """Have the bridge give a stream nothing more."""
+        self.bridge.leave(stream)
+
     def left(self, stream: OpenStream) -> None:
         """Forget a stream whose connection is gone."""
         if stream not in self._open:  # we have cut it, and now its connection is lost
