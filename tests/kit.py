@@ -50,6 +50,7 @@ T = TypeVar("T")
 
 ending.LAST_S = 600.0  # a stop that takes longer ends the process, which is that of the tests here
 SOON_S = 20.0  # what takes longer hangs
+STALL_S = 5.0  # how much longer all may take: on a busy machine any process may stand still for two seconds
 PAUSES_S = (
     0.01,
     0.02,
