@@ -75,9 +75,8 @@ class Awaited(msgspec.Struct, frozen=True):
         return terminate(self.holder_pid) if idle else None
 
 
-current: ContextVar[Deadline | None] = ContextVar(
-    "deadline", default=None
-)  # of the command; services have none
+# of the command that runs; services have none
+current: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
 
 
 def lock_s(usual_s: float) -> float:
