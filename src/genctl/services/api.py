@@ -296,7 +296,7 @@ class Api:
 
 
 class Events:
-    """Answers `GET …/events`: checks the caller, writes the head, then hands the connection over."""
+    """Answer `GET …/events`: check the caller, write the head, then hand the connection over."""
 
     def __init__(self, api: Api, tool: Tool | None) -> None:
         self.api = api
