@@ -7,6 +7,7 @@ import asyncio
 import math
 import os
 import random
+import select
 import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -286,21 +287,33 @@ class Database:
         waits = object()
         self._waiting[waits] = time.monotonic()
         try:
-            async with asyncio.timeout(within_s), self._pool.connection() as conn:
-                del self._waiting[waits]
-                if task and task.cancelling() > cancelled:
-                    raise asyncio.CancelledError
-                self._in_use += 1
+            async with asyncio.timeout(within_s):
+                conn = await self._living()
                 try:
-                    yield conn
+                    del self._waiting[waits]
+                    if task and task.cancelling() > cancelled:
+                        raise asyncio.CancelledError
+                    self._in_use += 1
+                    try:
+                        yield conn
+                    finally:
+                        self._in_use -= 1
                 finally:
-                    self._in_use -= 1
+                    await self._pool.putconn(conn)
         except TimeoutError:
             if waits in self._waiting:
                 raise PoolTimeout(f"no connection within {within_s:.1f} s") from None
             raise
         finally:
             self._waiting.pop(waits, None)
+
+    async def _living(self) -> Connection:
+        """Take a connection of the pool; after a restart or fail-over of the server a new one."""
+        while _is_cut(conn := await self._pool.getconn()):
+            await conn.close()
+            await self._pool.putconn(conn)
+            await self._pool.drain()  # the others are as old
+        return conn
 
     async def rows(self, name: str, **params: Any) -> list[Row]:
         """Run one named statement, committed by itself, and return its rows."""
@@ -406,6 +419,18 @@ class Database:
                 await self._pool.drain()  # its idle connections are broken, too
             await asyncio.sleep(delay_s * random.random())  # noqa: S311 - jitter is no secret
             delay_s = min(delay_s * 2, MAX_RETRY_S)
+
+
+def _is_cut(conn: Connection) -> bool:
+    """Tell whether the server has closed a connection while nobody used it."""
+    poll = select.poll()
+    try:
+        poll.register(conn.fileno(), select.POLLIN)
+        while poll.poll(0):  # its last words come before the end; others, such as a notice, are harmless
+            conn.pgconn.consume_input()
+    except psycopg.Error:
+        return True
+    return False
 
 
 async def ask(dsn: str, text: str, params: Mapping[str, Any], *, writes: bool) -> list[Row]:

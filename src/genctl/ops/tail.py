@@ -14,7 +14,6 @@ from genctl.ops.sessions import readable
 
 OVERLAP = timedelta(minutes=5)  # a long transaction commits under an old time: we read so far back
 PAGE = 1000  # rows of one query
-PATIENCE_S = 3.0  # where the listener's connection was cut, those of the pool were, too
 
 
 class Failures:
@@ -29,22 +28,19 @@ class Failures:
     async def of(self, heard: listener.Heard) -> AsyncIterator[Session]:
         """Yield the failure that a NOTIFY names, if it is new."""
         if session_id := heard.session_id:
-            for session in self._new(await self._read("sessions", ids=[session_id])):
+            for session in self._new(await self.db.rows("sessions", ids=[session_id])):
                 yield session
 
     async def missed(self) -> AsyncIterator[Session]:
         """Yield all failures since the last look, with or without a NOTIFY."""
         since, after = self.since, None
-        while rows := await self._read("failures", since=since, after=after, limit=PAGE):
+        while rows := await self.db.rows("failures", since=since, after=after, limit=PAGE):
             for session in self._new(rows):
                 yield session
             since, after = rows[-1]["completed_at"], rows[-1]["id"]
         if self._told:
             self.since = max(self.since, max(self._told.values()) - OVERLAP)
             self._told = {key: at for key, at in self._told.items() if at >= self.since}
-
-    async def _read(self, name: str, **params: Any) -> list[Row]:
-        return (await self.db.patiently((name, params), patience_s=PATIENCE_S))[0]
 
     def _new(self, rows: list[Row]) -> list[Session]:
         new = []
