@@ -439,6 +439,7 @@ async def ask(dsn: str, text: str, params: Mapping[str, Any], *, writes: bool) -
     Raises GenctlError, also for more than MOST_ROWS rows; it writes nothing then.
     """
     async with await connect(dsn) as conn:
+        set_json_loads(read_json, conn)  # which refuses what is nested too deeply
         with errors_told(dsn):
             try:
                 async with conn.transaction():
@@ -451,7 +452,7 @@ async def ask(dsn: str, text: str, params: Mapping[str, Any], *, writes: bool) -
                     "ReadOnly", first_line(error), "declare writes: true", exit_code=1
                 ) from error
             except psycopg.Error as error:
-                if not error.sqlstate:  # the connection's fault
+                if isinstance(error, psycopg.OperationalError) and not error.sqlstate:  # the connection
                     raise
                 raise GenctlError("BadStatement", f"PostgreSQL: {first_line(error)}", exit_code=1) from error
 

@@ -77,7 +77,7 @@ def _explained(told: GenctlError, watch: Watch) -> GenctlError:
     """Add what the statement waited for."""
     seen, cure = watch.seen()
     if isinstance(told, LockedError):
-        return LockedError(told.message, cure or told.fix, held=seen)
+        return LockedError(told.message, cure or told.fix, held=watch.holder)
     if isinstance(told, DatabaseSilentError):
         message = told.message.replace("in time", f"in {rough(watch.within_s)}") + seen
         return DatabaseSilentError(told.code, message, cure or told.fix)

@@ -174,6 +174,11 @@ class Watch:
             is_first = False
             await asyncio.sleep(LOOK_EVERY_S)
 
+    @property
+    def holder(self) -> str:
+        """Say who holds the lock, as the end of a sentence; empty if we have not seen that."""
+        return f": {self._seen.holder}" if self._seen and self._seen.holder else ""
+
     def seen(self) -> tuple[str, str | None]:
         """Say what the statement waits for, as the end of a sentence; and what command helps."""
         if self._is_deaf:
