@@ -289,16 +289,14 @@ class Database:
         try:
             async with asyncio.timeout(within_s):
                 conn = await self._living()
+                del self._waiting[waits]
+                self._in_use += 1
                 try:
-                    del self._waiting[waits]
                     if task and task.cancelling() > cancelled:
                         raise asyncio.CancelledError
-                    self._in_use += 1
-                    try:
-                        yield conn
-                    finally:
-                        self._in_use -= 1
+                    yield conn
                 finally:
+                    self._in_use -= 1
                     await self._pool.putconn(conn)
         except TimeoutError:
             if waits in self._waiting:
