@@ -416,7 +416,7 @@ class Database:
             except DatabaseGoneError:
                 if time.monotonic() + delay_s > give_up_at:
                     raise
-                await self._pool.drain()  # its idle connections are broken, too
+                await self._pool.drain()  # its idle connections may lead to a standby, or nowhere
             await asyncio.sleep(delay_s * random.random())  # noqa: S311 - jitter is no secret
             delay_s = min(delay_s * 2, MAX_RETRY_S)
 
