@@ -54,8 +54,8 @@ def test_the_first_broken_hop_is_explained(place: Place) -> None:
     """Exit code 1; the report fails there and skips what was not tried."""
     report = place.folder / "report.xml"
     with served(place):
-        said = place.genctl("smoke", "--timeout", "2s", "--junit", str(report), exit_code=1)
-        text = place.say("smoke", "--timeout", "2s", "--junit", "/dev/full", exit_code=3)
+        said = place.genctl("smoke", "--timeout", "5s", "--junit", str(report), exit_code=1)
+        text = place.say("smoke", "--timeout", "5s", "--junit", "/dev/full", exit_code=3)
     assert said["ok"] is False
     assert [hop["ok"] for hop in said["hops"]] == [True] + [False] * 8
     assert "nobody takes them" in said["hops"][1]["why"]

@@ -26,7 +26,7 @@ import boto3
 import psycopg
 import pytest
 from botocore.exceptions import ClientError
-from tests.kit import until_sync
+from tests.kit import SOON_S, until_sync
 from tests.process import forks
 from tests.process.place import GENCTL, Running
 from tests.process.stack_program import Idle
@@ -137,7 +137,7 @@ class Program:
     def end(self, number: int) -> int:
         """Send it a signal; its exit code."""
         self.process.send_signal(number)
-        return self.process.wait(timeout=10)
+        return self.process.wait(timeout=SOON_S)
 
     def line(self) -> str:
         """Its first line, or what it complains of."""
@@ -182,8 +182,8 @@ def test_ctrl_c_stops_every_part_in_order(used: Path) -> None:
         assert process.line() == "ready"
         assert len(processes_of(home)) > 2
         os.killpg(process.process.pid, signal.SIGINT)
-        assert process.process.wait(timeout=10) == 128 + signal.SIGINT
-        assert not processes_of(home)
+        assert process.process.wait(timeout=SOON_S) == 128 + signal.SIGINT
+        until_sync(lambda: not processes_of(home))
     assert "database system is shut down" in (home / "logs" / "postgres.log").read_text()
 
 
