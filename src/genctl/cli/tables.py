@@ -50,11 +50,10 @@ def table(rows: Sequence[Row], columns: Sequence[str], room: int | None) -> str:
             _sheet(number, dict(zip(columns, row, strict=True)), room) for number, row in enumerate(cells, 1)
         )
     head, rule, *lines = _aligned(narrow)
+    beside = zip(*(one.cells for one in narrow), strict=True)
     written = [
         line + "".join(below(text, room) for text in texts if text not in cells)
-        for line, texts, cells in zip(
-            lines, under, zip(*(one.cells for one in narrow), strict=True), strict=True
-        )
+        for line, texts, cells in zip(lines, under, beside, strict=True)
     ]
     if room and len({*written}) < len(rows):
         numbered = [{NUMBER: number} | dict(row) for number, row in enumerate(rows, 1)]
@@ -115,10 +114,9 @@ class _GrowingTable:
 
 
 def _usual(name: str, least: int, first: Row) -> str:
-    """Return a text that is as wide as most of a column; of a time the first row's, which may have a day."""
+    """Return a text that is as wide as most of a column; of a time the first row's, which may need no day."""
     if least == MOMENT:
-        text = cell(first.get(name))
-        return text if _MOMENT.fullmatch(text) else f"{datetime.now(UTC):%FT%TZ}"
+        return cell(first.get(name) or "2000-01-01T00:00:00Z")
     if least == ID:
         return f"{UUID(int=0)}"
     return "x" * (least or (USUAL_SENTENCE if name in SENTENCES else LEAST_CODE))
@@ -131,9 +129,10 @@ def _in_growing(cells: Sequence[str]) -> list[str]:
 
 
 def _in_table(cells: Sequence[str]) -> list[str]:
-    """Shorten the times and ids of a whole column."""
+    """Shorten the times or ids of a whole column."""
     now = datetime.now(UTC)
-    return shortened_ids([age(text, now) for text in cells])
+    ages = [age(text, now) for text in cells]
+    return ages if ages != [*cells] else shortened_ids(cells)
 
 
 def _sheet(number: int, row: Mapping[str, str], room: int) -> str:
