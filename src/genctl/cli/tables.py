@@ -150,8 +150,8 @@ class _Column:
 
     @classmethod
     def of(cls, name: str, values: Sequence[Any]) -> "_Column":
-        is_number = all(value is None or type(value) in {int, float} for value in values)
-        return cls(name, name, [cell(value) for value in values], is_number)
+        kinds = {type(value) for value in values if value is not None}
+        return cls(name, name, [cell(value) for value in values], bool(kinds) and kinds <= {int, float})
 
     @cached_property
     def width(self) -> int:
