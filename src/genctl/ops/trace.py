@@ -123,5 +123,5 @@ def summary(told: dict[str, Any]) -> str:
     if slow:
         lines.append(f"longest: {slow['gap']}, {rough(slow['gapMs'] / 1000)}")
     if copy:
-        lines.append(f"its copy is in the DLQ: genctl dlq show {copy['messageId']}")
+        lines.append(f"its copy is in the DLQ: `genctl dlq show {copy['messageId']}`")
     return "\n".join(lines)
