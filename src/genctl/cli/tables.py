@@ -109,14 +109,14 @@ class _GrowingTable:
         return self._line(cells) + under
 
     def _line(self, cells: Mapping[str, str]) -> str:
-        shown = (pad(cells[name], self.widths[name] + GAP) for name in self.columns if name in self.widths)
-        return "".join(shown).rstrip() + "\n"
+        shown = (pad(cells[name], self.widths[name]) for name in self.columns if name in self.widths)
+        return (" " * GAP).join(shown).rstrip() + "\n"
 
 
 def _usual(name: str, least: int, first: Row) -> str:
     """Return a text that is as wide as most of a column; of a time the first row's, which may need no day."""
     if least == MOMENT:
-        return cell(first.get(name) or "2000-01-01T00:00:00Z")
+        return cell(first.get(name) or "2000-01-01T00:00:00.000Z")
     if least == ID:
         return f"{UUID(int=0)}"
     return "x" * (least or (USUAL_SENTENCE if name in SENTENCES else LEAST_CODE))
