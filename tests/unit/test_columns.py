@@ -106,6 +106,7 @@ def test_a_table_of_a_page_is_aligned_or_what_a_row_says_stands_below_its_first_
         *("0         done", "130, 143  a signal | `-o` ended it"),
     ]
     assert page(text, 30).splitlines() == [*("0", "    done", "130, 143", "    a signal | `-o` ended it")]
+    assert page("| no table\n", 30) == "| no table\n"
     three = "| check | error | warning |\n|---|---|---|\n| `key` | | it is older than a year |\n"
     assert page(three, 30).splitlines() == ["`key`", "    warning: it is older than", "    a year"]
 
