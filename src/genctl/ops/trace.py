@@ -131,5 +131,5 @@ def summary(told: dict[str, Any], flag: str) -> str:
     if slow:
         lines.append(f"longest: {slow['gap']}, {rough(slow['gapMs'] / 1000)}")
     if copy:
-        lines.append(f"its copy is in the DLQ: genctl dlq show {copy['messageId']}{flag}")
+        lines.append(f"its copy is in the DLQ: `genctl dlq show {copy['messageId']}{flag}`")
     return "\n".join(lines)
