@@ -20,7 +20,7 @@ def listening(who: str, host: str, port: int, *, cure: str = "try again") -> soc
     except (OSError, UnicodeError) as why:  # UnicodeError: no name can be so long
         number = getattr(why, "errno", None) or 0  # below zero of getaddrinfo
         reason = os.strerror(number) if number > 0 else getattr(why, "strerror", "there is no such host")
-        told = f"{who}: cannot listen on {host}:{port}: {reason}"
+        told = f"{who}: cannot listen on {_bracketed(host)}:{port}: {reason}"
         raise GenctlError("CannotListen", told, cure) from None
 
 
@@ -39,4 +39,8 @@ def _handed(port: int) -> socket.socket | None:
 def url_of(sock: socket.socket) -> str:
     """Return the URL at which it listens."""
     host, port = sock.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"http://{_bracketed(host)}:{port}"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
