@@ -20,6 +20,7 @@ from typing import Any
 
 import structlog
 
+from genctl.base.durations import doubled_s
 from genctl.services.liveness import Liveness
 from genctl.services.metrics import WorkerMetrics
 from genctl.services.reports import ProcessReport, Reports, report_of, show
@@ -95,7 +96,7 @@ class Tended:
     def pause_s(self, lived_s: float) -> float:
         """Return the seconds until it is started again, after so long a life."""
         self.early_ends = 1 if lived_s >= WELL_AFTER_S else self.early_ends + 1
-        return min(FIRST_PAUSE_S * 2.0 ** (self.early_ends - 1), LONGEST_PAUSE_S)
+        return doubled_s(FIRST_PAUSE_S, self.early_ends - 1, LONGEST_PAUSE_S)
 
 
 class Parent:
