@@ -31,7 +31,7 @@ WHOLE = frozenset({"code", "name", "setting", "runbook", "step"})  # people type
 LEAVING = (  # what matters least first
     *("category", "bar", "startedAt", "expiresAt", "appliedAt", "reservationId", "version", "callsAMinute"),
     *("rateShare", "reserved", "origin", "ms", "price", "gate", "receivedAt", "attempts", "refunded"),
-    *("credits", "run", "refundedCredits", "took", "tries", "failed", "steps"),
+    *("fewerCalls", "known", "credits", "run", "refundedCredits", "took", "tries", "failed", "steps"),
 )
 
 
