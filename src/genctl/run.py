@@ -203,11 +203,8 @@ class Runs:
         """Renew the leases and return the holds whose lease is lost; one whose row is locked is not among
         them. Raises GenctlError if none is lost and the database did not answer for one of them.
         """
-        now, holds = time.monotonic(), list(holds)
+        holds = list(holds)
         fates = await apart(self._extend)(holds)
-        for hold, fate in zip(holds, fates, strict=True):
-            if fate is True:
-                hold.renewed_at = now
         lost = [hold for hold, fate in zip(holds, fates, strict=True) if fate is None]
         errors = [fate for fate in fates if isinstance(fate, GenctlError)]
         if errors and not lost:
@@ -272,6 +269,7 @@ class Runs:
 
     async def _extend(self, holds: list[Hold]) -> list[bool | Exception | None]:
         """Renew the leases; True: renewed, False: another transaction has locked the row, None: lost."""
+        now = time.monotonic()
         items = as_json([{"session_id": h.session.id, "lease": h.session.lease} for h in holds])
         try:
             facts = {"items": items, "lease_s": LEASE_S}
@@ -279,7 +277,11 @@ class Runs:
         except LockedError as error:  # of the table: it passes over locked rows
             return [error] * len(holds)
         found = {(row["id"], row["lease"]): bool(row["renewed"]) for row in rows}
-        return [found.get((hold.session.id, hold.session.lease)) for hold in holds]
+        fates = [found.get((hold.session.id, hold.session.lease)) for hold in holds]
+        for hold, is_renewed in zip(holds, fates, strict=True):
+            if is_renewed:
+                hold.renewed_at = now
+        return [*fates]
 
     async def _retry(self, items: list[Backoff]) -> list[Row | Exception | None]:
         patience_s = TOGETHER_S if len(items) > 1 else SETTLE_PATIENCE_S
