@@ -68,11 +68,11 @@ def show(out: Output, name: str) -> None:
     """Show a runbook as a page: its purpose, when to run it, what it touches, its steps."""
     import msgspec
 
-    from genctl.cli import formats
+    from genctl.cli import pages
     from genctl.ops.runbook.page import page
 
     found = _load(name).runbook
-    out.emit(msgspec.to_builtins(found), text=lambda: formats.page(page(found), terminal.room()))
+    out.emit(msgspec.to_builtins(found), text=lambda: pages.page(page(found), terminal.room()))
 
 
 @runbook.command(
