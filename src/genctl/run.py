@@ -14,7 +14,15 @@ from uuid import UUID
 import msgspec
 
 from genctl.base.batch import Together, attempted
-from genctl.domain.model import ErrorDetails, GenctlError, LeaseLostError, Result, Session, Status
+from genctl.domain.model import (
+    ErrorDetails,
+    GenctlError,
+    LeaseLostError,
+    NotYetError,
+    Result,
+    Session,
+    Status,
+)
 from genctl.edges.db import Database, Row, Statement, as_json
 from genctl.edges.db_errors import DatabaseGoneError, DatabaseSilentError, LockedError
 from genctl.ledger import BRIEFLY_S, AccountLockedError, movement
@@ -108,9 +116,9 @@ class Hold:
             self.calling = False
 
     def on_send(self) -> None:
-        """Note that the request leaves. Raises LeaseLostError if we slept: others may have the run."""
+        """Note that the request leaves. Raises NotYetError if we slept: others may have the run."""
         if self.stale:
-            raise LeaseLostError(self.session.id)
+            raise NotYetError(0.0)
         self.sent = True
 
     def lose(self) -> None:
