@@ -8,7 +8,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache, partial
 from itertools import cycle
@@ -27,6 +27,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from genctl.base.settings import Settings
 from genctl.credits import audit
+from genctl.domain.deadletters import Choice, Terms
 from genctl.domain.decide import job_body
 from genctl.domain.model import Session
 from genctl.domain.orders import Order
@@ -36,6 +37,7 @@ from genctl.edges.sqs_shapes import Message
 from genctl.enqueue import enqueue
 from genctl.nets import Swept, asked_of_piles
 from genctl.pipeline import Pipeline, Turn, at_once, carry
+from genctl.redrive import RedrivenLetter, chosen, retry
 from genctl.run import LEASE_S
 from genctl.services import ending
 from genctl.services.metrics import WorkerMetrics
@@ -50,8 +52,7 @@ T = TypeVar("T")
 
 ending.LAST_S = 600.0  # a stop that takes longer ends the process, which is that of the tests here
 SOON_S = 20.0  # what takes longer hangs
-_FIRST = 10_000 + 1_400 * int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or 0) % 22_400
-PORTS = cycle(random.sample(range(_FIRST, _FIRST + 1_400), 1_400))
+STALL_S = 5.0  # how much longer all may take: on a busy machine any process may stand still for two seconds
 PAUSES_S = (
     0.01,
     0.02,
@@ -103,6 +104,14 @@ def _as_owner(server: str, statement: str) -> None:
     _owners[server].execute(statement)
 
 
+@cache
+def _ports() -> Iterator[int]:
+    """Cycle through this worker's own; the first are those of the process that began the run."""
+    worker = re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", ""))
+    first = 10_000 + 1_400 * (int(worker) + 1 if worker else 0) % 22_400
+    return cycle(random.sample(range(first, first + 1_400), 1_400))
+
+
 def free_port() -> int:
     """Find a port that nobody listens on: of this worker's own, or another test would get what is meant for ours.
 
@@ -110,7 +119,7 @@ def free_port() -> int:
     """
     while True:
         with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", next(PORTS)))
+            probe.bind(("127.0.0.1", next(_ports())))
             return int(probe.getsockname()[1])
 
 
@@ -344,6 +353,17 @@ async def at_work(
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+async def redrive(
+    copies: Sequence[Message], pipeline: Pipeline, choice: Choice, terms: Terms, *, most: int
+) -> list[RedrivenLetter]:
+    """What a redrive does with these copies, without a pass over the DLQ."""
+    letters = [letter for _, letter in await chosen(copies, pipeline.db, choice)]
+    fates = await retry(letters, pipeline, terms, most=most)
+    over = {fate.letter.message_id for fate in fates if fate.is_over}
+    await pipeline.dlq.delete([copy.receipt for copy in copies if copy.message_id in over])
+    return fates
 
 
 @dataclasses.dataclass

@@ -118,7 +118,7 @@ async def test_what_hides_itself_when_it_is_used_does_not_drop_the_focus(page: P
     await page.locator("#prompt").fill("cannot be sent")
     await page.keyboard.press("Enter")
     resend = page.get_by_role("button", name="Resend")
-    await resend.wait_for(timeout=10_000)
+    await resend.wait_for()
     await page.unroute("**/generations")
     await resend.press("Enter")
     await expect(page.locator(".card[data-status=queued] .prompt")).to_be_focused()

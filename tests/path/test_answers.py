@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import psycopg
 import pytest
-from tests.kit import SOON_S, WAITING_FOR_A_LOCK, WITHOUT_BREAKER, Kit, until
+from tests.kit import SOON_S, STALL_S, WAITING_FOR_A_LOCK, WITHOUT_BREAKER, Kit, until
 from tests.path.test_troubles import REFUSALS
 
 from genctl import answers, pipeline, run
@@ -324,7 +324,7 @@ async def test_with_too_many_answers_waiting_nothing_is_received(
 async def test_a_mark_does_not_wait_for_a_row_that_is_locked_for_long(kit: Kit, dsn: str) -> None:
     row = await kit.pipeline.settle(await claimed(kit), CRASHED, calls=1)
     with locked(dsn, "select from generation_sessions for update"):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(2 + STALL_S):
             with pytest.raises(LockedError):
                 await kit.pipeline.runs.mark(run.Mark(row.id, row.run, "m"))
 
@@ -335,6 +335,6 @@ async def test_a_late_capture_does_not_wait_for_a_row_that_is_locked_for_long(ki
     await kit.plant("update credit_reservations set status = 'held', captured_at = null")
     await kit.plant("delete from credit_ledger where kind = 'capture'")
     with locked(dsn, "select from credit_reservations for update"):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(2 + STALL_S):
             assert await kit.sweep() == []
     assert [swept.action for swept in await kit.sweep()] == ["capture"]

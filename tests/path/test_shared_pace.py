@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 import structlog
-from tests.kit import Kit, at_work, locked, true, until
+from tests.kit import STALL_S, Kit, at_work, locked, true, until
 
 from genctl import pace
 from genctl.domain.model import Category, Failure, GenctlError, NotYetError, Outcome, Session, Status
@@ -395,7 +395,7 @@ async def test_jobs_that_no_call_is_left_for_go_back_together(
     await dealt(kit, "other", calls=4)
     await lives(kit, "w", max_in_flight=4)
     turns = Turns(kit.db, TOOL.name, "w", gatekeeper(kit), unsent=lambda: 20, changed=lambda: None)
-    async with looking(turns), asyncio.timeout(5):
+    async with looking(turns), asyncio.timeout(2 + STALL_S):
         jobs = [asyncio.create_task(turns.take()) for _ in range(20)]
         ended = await asyncio.gather(*jobs, return_exceptions=True)
     assert {type(one) for one in ended} == {NotYetError}

@@ -199,9 +199,13 @@ def _carry_out(out: Output, this: "Run", path: Path | None, yes: str | None) -> 
         _show(out, f"  {was['step']} showed, before:", was["shown"], was["more"])
     work = this.go(journal, terminal.note, lambda one: _show(out, one.line(), one.shown, one.more))
     done = out.run(work, heed=this.interrupt)
-    out.emit(done, rows=done.steps, columns=LINES, text=lambda: printable(done.line()) + "\n")
-    if path:
-        _write(path, report(done, lambda part, more: _indented(part, more, None, MOST_REPORTED)))
+    try:
+        if this.lost:
+            raise this.lost
+        out.emit(done, rows=done.steps, columns=LINES, text=lambda: printable(done.line()) + "\n")
+    finally:  # also where nobody reads the output any more
+        if path:
+            _write(path, report(done, lambda part, more: _indented(part, more, None, MOST_REPORTED)))
     if journal.file is None:
         terminal.note("this run has no journal: genctl cannot write to the state folder")
     elif done.exit_code:
