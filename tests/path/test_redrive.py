@@ -294,7 +294,7 @@ async def test_two_at_once_give_each_job_one_run(kit: Kit) -> None:
         await kit.pipeline.send_copy(kit.body(session), "InvalidParameter", row=session)
     one, two = await asyncio.gather(redriven(kit), redriven(kit))
     assert one.tally.redriven + two.tally.redriven == 6
-    assert one.tally.stale + two.tally.stale + one.tally.skipped.get("could not be queued", 0) <= 6
+    assert one.tally.stale + two.tally.stale <= 6  # what one has skipped may be stale to the other
     await redriven(kit)
     assert await kit.copies() == []
     assert {(await kit.row(session)).run for session in sessions} == {2}
