@@ -18,7 +18,7 @@ import structlog
 
 from genctl.base import hidden
 from genctl.base.settings import Settings
-from tests import servers
+from tests import servers, workers
 from tests.databases import Databases
 from tests.kit import Kit, QueueServer, fresh_database
 from tests.process import forks
@@ -65,7 +65,7 @@ if "TMPDIR" not in os.environ and roomy(MEMORY):
 
 def pytest_configure(config: pytest.Config) -> None:
     """One server of forks, one of databases and one of queues for all processes of the run."""
-    if not hasattr(config, "workerinput"):
+    if not hasattr(config, "workerinput") and not config.option.collectonly:
         os.environ[forks.ADDRESS] = forks.offer(sys.executable)
         config.add_cleanup(servers.offer())
 
@@ -127,6 +127,15 @@ async def kit(settings: Settings) -> AsyncIterator[Kit]:
     async with Kit.open(settings) as kit:
         yield kit
         kit.check_nothing_left()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
+    """Fork the workers from one process instead of starting an interpreter for each."""
+    command, stop = workers.offer(config.args)
+    config.add_cleanup(stop)
+    for spec in specs:
+        spec.python = command
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -52,8 +52,7 @@ T = TypeVar("T")
 
 ending.LAST_S = 600.0  # a stop that takes longer ends the process, which is that of the tests here
 SOON_S = 20.0  # what takes longer hangs
-_FIRST = 10_000 + 1_400 * int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or 0) % 22_400
-PORTS = cycle(random.sample(range(_FIRST, _FIRST + 1_400), 1_400))
+STALL_S = 5.0  # how much longer all may take: on a busy machine any process may stand still for two seconds
 PAUSES_S = (
     0.01,
     0.02,
@@ -105,6 +104,14 @@ def _as_owner(server: str, statement: str) -> None:
     _owners[server].execute(statement)
 
 
+@cache
+def _ports() -> Iterator[int]:
+    """Cycle through this worker's own; the first are those of the process that began the run."""
+    worker = re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", ""))
+    first = 10_000 + 1_400 * (int(worker) + 1 if worker else 0) % 22_400
+    return cycle(random.sample(range(first, first + 1_400), 1_400))
+
+
 def free_port() -> int:
     """Find a port that nobody listens on: of this worker's own, or another test would get what is meant for ours.
 
@@ -112,7 +119,7 @@ def free_port() -> int:
     """
     while True:
         with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", next(PORTS)))
+            probe.bind(("127.0.0.1", next(_ports())))
             return int(probe.getsockname()[1])
 
 

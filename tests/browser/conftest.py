@@ -6,9 +6,10 @@ from uuid import uuid4
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 from tests.browser.screen import LOOK, Tab
 from tests.browser.stub import Stub
+from tests.kit import SOON_S
 from tests.process.place import Place, Places
 
 # Debian's package for tests: the same engine without the windows round it, at a third of the CPU
@@ -20,6 +21,8 @@ FLAGS = [
     "--disable-sync",
     "--process-per-site",  # tabs of one person share a renderer
 ]
+
+expect.set_options(timeout=SOON_S * 1_000)
 
 
 def pytest_configure(config: pytest.Config) -> None:

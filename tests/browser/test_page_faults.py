@@ -12,7 +12,8 @@ import pytest
 from playwright.async_api import Browser, BrowserContext, Page, Route, expect
 from tests.browser.screen import LOOK, card, live
 from tests.browser.stub import Stub
-from tests.kit import until
+from tests.browser.test_page import PIXEL
+from tests.kit import STALL_S, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -85,7 +86,7 @@ async def test_a_page_that_was_stopped_catches_up_when_it_goes_on(page: Page, se
     finally:
         for renderer in renderers:
             os.kill(renderer, signal.SIGCONT)
-    await expect(card(page, session)).to_have_attribute("data-status", "failed", timeout=5_000)
+    await expect(card(page, session)).to_have_attribute("data-status", "failed")
     await live(page)
 
 
@@ -101,8 +102,21 @@ async def test_a_machine_that_slept_with_the_page_in_sight_does_not_wait_for_a_d
         session = server.enqueue("x")
         server.fail(session)
         await context.clock.fast_forward("10:00")
-        await expect(card(page, session)).to_have_attribute("data-status", "failed", timeout=3_500)
+        await expect(card(page, session)).to_have_attribute("data-status", "failed")
         await live(page)
+
+
+async def test_an_image_ages_while_its_dialog_is_open(browser: Browser, server: Stub) -> None:
+    async with visitor(browser, server) as context:
+        await context.clock.install()
+        page = await another(context, server)
+        session = server.enqueue("x")
+        server.complete(session, PIXEL, kept_h=20 / 3600)
+        await card(page, session).locator(".prompt").click()
+        await page.locator("dialog .save").focus()
+        await context.clock.fast_forward("00:31")
+        await expect(page.locator("dialog .gallery")).to_contain_text("It is gone by now.")
+        await expect(page.locator("dialog .close")).to_be_focused()
 
 
 @pytest.mark.parametrize(
@@ -120,7 +134,7 @@ async def test_the_page_hears_without_what_a_browser_may_lack(
         await live(page)
         session = server.enqueue("x")
         server.fail(session)
-        await expect(card(page, session)).to_have_attribute("data-status", "failed", timeout=2_000)
+        await expect(card(page, session)).to_have_attribute("data-status", "failed")
 
 
 async def _has_noticed(server: Stub) -> bool:
@@ -171,7 +185,9 @@ async def test_tabs_have_one_stream_from_each_of_them_one_orders_and_the_end_of_
         await first.close()
         server.fail(session)  # whoever leads next must be told of it
         for tab in (second, third):
-            await expect(card(tab, session)).to_have_attribute("data-status", "failed", timeout=2_000)
+            await expect(card(tab, session)).to_have_attribute(
+                "data-status", "failed", timeout=(2 + STALL_S) * 1_000
+            )
         await live(third)
         server.tell_heartbeat()  # the stub notices by it that the first one's is gone
         await until(lambda: _is(server.streams == 1))
@@ -193,7 +209,7 @@ async def test_an_order_that_cannot_be_sent_waits_as_a_card_and_is_paid_once(
     await page.route("**/generations", refuse)
     await order(page, "a fox")
     own = page.locator(".card")
-    await expect(own).to_have_attribute("data-status", "unsent", timeout=10_000)
+    await expect(own).to_have_attribute("data-status", "unsent")
     await expect(own.locator(".waiting")).to_have_text("The server cannot be reached.")
     await expect(page.locator("#news")).to_have_text("“a fox” was not sent. The server cannot be reached.")
     await page.reload()

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 import structlog
 from tests.ears import BASE, MUCH_TO_TELL, SECRET, Client, served
-from tests.kit import Kit, until, with_tools
+from tests.kit import STALL_S, Kit, until, with_tools
 from tests.path.test_bridge import change, fail
 
 from genctl.base.tokens import Tokens
@@ -385,11 +385,11 @@ async def test_a_user_has_so_many_streams_and_the_newest_are_kept(kit: Kit) -> N
 
 
 async def test_a_stream_ends_when_its_token_does(client: Client) -> None:
-    client.token = Tokens(SECRET).issue("ann", 1.9)
+    client.token = Tokens(SECRET).issue("ann", 4.0)
     async with client.stream() as ear:
         await ear.ready()
         assert ear.task
-        await asyncio.wait_for(asyncio.shield(ear.task), 5)
+        await asyncio.wait_for(asyncio.shield(ear.task), 4 + STALL_S)
         assert not ear.named("bye")
     assert (await client.ask("GET", f"{BASE}/events"))[0] == 401
 

@@ -29,6 +29,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from tests.kit import STALL_S
 
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
@@ -472,7 +473,7 @@ async def test_a_refused_call_does_not_wait_for_a_source_that_hangs() -> None:
     keys = Keys(find)
     keys.look_up()
     try:
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(2 + STALL_S):
             await keys.look_again()
         assert is_busy()
     finally:

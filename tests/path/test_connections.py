@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from tests.ears import BASE, MUCH_TO_TELL, Client, served
-from tests.kit import Kit, true, until
+from tests.kit import STALL_S, Kit, true, until
 
 from genctl.base.tokens import Claims
 from genctl.domain.model import GenctlError
@@ -193,7 +193,10 @@ async def test_what_is_not_wanted_is_refused_before_its_body_is_read(client: Cli
         ({"length": 5, "X_A": "b" * LARGEST_HEAD_BYTES}, 431),
     ]
     for said, status in statuses:
-        async with connected(client.url, post(client.url, **said)) as (reader, _), asyncio.timeout(5):
+        async with (
+            connected(client.url, post(client.url, **said)) as (reader, _),
+            asyncio.timeout(2 + STALL_S),
+        ):
             assert (said, (await reader.readline()).split()[1]) == (said, str(status).encode())
 
 

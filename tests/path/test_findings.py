@@ -159,7 +159,8 @@ async def test_what_is_away_is_one_line_each(settings: Settings) -> None:
 
 
 async def test_where_the_embedded_stack_never_ran_the_rest_is_told_all_the_same(tmp_path: Path) -> None:
-    told = await found(Settings(home=tmp_path, embedded=True), "ok", "warning")
+    nobody = f"http://127.0.0.1:{free_port()}"
+    told = await found(Settings(home=tmp_path, embedded=True, api_url=nobody), "ok", "warning")
     assert list(told) == ["versions", "settings", "tools", "files"]
     assert told["settings"].fix == "`genctl up`, or set DATABASE_URL"
 

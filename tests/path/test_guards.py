@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from tests.kit import WAITING_FOR_A_LOCK, Kit, until, worker_metrics
+from tests.kit import STALL_S, WAITING_FOR_A_LOCK, Kit, until, worker_metrics
 
 from genctl import ledger
 from genctl.base.settings import Settings
@@ -311,7 +311,7 @@ async def test_accounts_that_somebody_holds_are_passed_over(dry: Kit, settings: 
         assert moved.mine == {"bob"}
         assert [row["id"] for row in moved.rows[0]] == [bob.id]
         with pytest.raises(AccountLockedError, match="the account of user ann"):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(2 + STALL_S):
                 await movement(dry.db, ["ann"], settle, wait_s=0.1)
 
 

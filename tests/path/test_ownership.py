@@ -129,15 +129,20 @@ async def test_a_worker_cut_off_from_its_database_holds_no_message_back_and_touc
     kit: Kit, touched: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its visibility ends with its lease; another one makes the image; its own answer goes to the trace."""
-    session = await kit.enqueue("slow-success")
-    transact = kit.pipeline.runs.lifeline.transact
+    session = await kit.enqueue()
+    transact, generate, released = kit.pipeline.runs.lifeline.transact, kit.wire.generate, asyncio.Event()
+
+    async def late(*asked: Any) -> Any:
+        answer = await generate(*asked)
+        await released.wait()
+        return answer
 
     async def cut(*steps: Statement, **_: Any) -> Any:
         raise DatabaseGoneError("DatabaseUnreachable", f"cut off during {steps}")
 
+    monkeypatch.setattr(kit.wire, "generate", late)
     async with at_work(kit.pipeline, max_jobs=1):
         hold = await held(kit)
-        await kit.query("update generation_sessions set prompt = 'quick'")
         monkeypatch.setattr(kit.pipeline.runs.lifeline, "transact", cut)
         await until(lambda: true(hold.stale))
         before = list(touched)
@@ -145,6 +150,7 @@ async def test_a_worker_cut_off_from_its_database_holds_no_message_back_and_touc
             row = await until_status(kit, session, Status.COMPLETED)
         assert (row.lease, row.attempts, row.unknowns) == (2, 2, 1)
         assert hold.session.id in kit.pipeline.runs, "the cut one still waits for its answer"
+        released.set()
     monkeypatch.setattr(kit.pipeline.runs.lifeline, "transact", transact)
     assert touched == before
     assert (await kinds(kit, session))[-2:] == ["completed", "late_result"]

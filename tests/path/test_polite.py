@@ -246,7 +246,7 @@ async def test_what_is_claimed_goes_back_unused_when_its_turn_is_far_away(
     async with working(kit.pipeline, rate=300, concurrency=24) as worker:
         async with worker._turns._line:
             await statuses(kit, processing=24)
-        await until(lambda: has_gone_back(kit, 24 - CALLED), within_s=10.0)
+        await until(lambda: has_gone_back(kit, 24 - CALLED))
         await statuses(kit, queued=24)
         await until(lambda: true(not list(kit.pipeline.runs)))
         facts = await kit.pipeline.queue.attributes()

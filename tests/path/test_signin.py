@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import pytest
 from tests.ears import BASE, SECRET, Client, served
-from tests.kit import Kit, until
+from tests.kit import SOON_S, Kit, until
 
 from genctl.base.tokens import Tokens
 from genctl.services import revoked
@@ -211,7 +211,7 @@ async def test_signing_out_ends_the_token_its_copies_and_its_streams(kit: Kit) -
             await visitor.ask("POST", "/signout")
             assert set(visitor.cookies.values()) == {'""'}
             assert ear.task and other.task
-            await asyncio.wait_for(asyncio.shield(ear.task), 5)
+            await asyncio.wait_for(asyncio.shield(ear.task), SOON_S)
             assert not other.task.done()
         visitor.cookies = copy
         assert (await visitor.ask("GET", "/whoami")).status == 401
@@ -241,7 +241,7 @@ async def test_what_a_user_had_is_revoked_in_every_process_and_what_comes_later_
             await kit.db.row("revoke_tokens_of", user="ann")
             for each in (ear, far):
                 assert each.task
-                await asyncio.wait_for(asyncio.shield(each.task), 5)
+                await asyncio.wait_for(asyncio.shield(each.task), SOON_S)
             assert bobs.task and not bobs.task.done()
         assert (await old.ask("GET", "/whoami"))[0] == 401
         status, said = await other.ask("POST", f"/signin?ticket={ticket}", headers={"Origin": other.url})

@@ -42,6 +42,8 @@ FORKED = (
     "tests.process.widths_program",
 )
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PROGRAM = "tests.process.forks"  # this module, which is also the server
+NOBODYS = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GENCTL_HOME": "/nonexistent"}
 BEGUN_WITH = ("PYTHON", "LC_", "LANG")  # what an interpreter reads once, when it starts
 FORKED_STEPS = "GENCTL_TEST_FORKED_STEPS"  # set: the genctl steps of a runbook are forked too
 IN_A_SHELL = "GENCTL_TEST_IN_A_SHELL"  # set: the terminal is the shell's, whose next command needs it too
@@ -57,7 +59,7 @@ def told():
 conn = _socket.socket(_socket.AF_UNIX)
 conn.connect({address!r})
 env = ",".join(text(name) + ":" + text(value) for name, value in os.environ.items())
-asked = '{{"argv":["genctl"' + {words} + '],"cwd":' + text(os.getcwd()) + ',"env":{{' + env + '}}}}\\n'
+asked = '{{"argv":["{module}"' + {words} + '],"cwd":' + text(os.getcwd()) + ',"env":{{' + env + '}}}}\\n'
 streams = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (0, 1, 2))
 conn.sendmsg([b"{{"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, streams)])
 conn.sendall(asked[1:].encode())
@@ -117,9 +119,10 @@ def surroundings(**more: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(BEGUN_WITH)} | more
 
 
-def program(file: Path, python: str = sys.executable) -> None:
-    """Make the file a `genctl` that is forked, for what is typed into a shell."""
-    file.write_text(f"#!{sys.executable} -IS\n{STEP.format(address=servers[python], words=TYPED)}")
+def program(file: Path, address: str = "", module: str = "genctl") -> None:
+    """Make the file a `genctl` that is forked, for what is typed into a shell; or another module."""
+    step = STEP.format(address=address or servers[sys.executable], module=module, words=TYPED)
+    file.write_text(f"#!{sys.executable} -IS\n{step}")
     file.chmod(0o755)
 
 
@@ -127,8 +130,8 @@ def program(file: Path, python: str = sys.executable) -> None:
 def offered(name: str, python: str = "", **env: str) -> Iterator[None]:
     """Meanwhile commands of this interpreter are forked; with `python` the name stands for that one."""
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listening:
-        servers[name] = _listen(listening, folder)
-        server = _server(python or name, listening, **env)
+        servers[name] = listen(listening, folder)
+        server = start(listening, python or name, "-m", PROGRAM, env=NOBODYS | env)
         try:
             yield
         finally:
@@ -143,7 +146,7 @@ def offer(python: str) -> str:
     """
     folder = tempfile.mkdtemp()
     listening = socket.socket(socket.AF_UNIX)
-    servers[python] = address = _listen(listening, folder)
+    servers[python] = address = listen(listening, folder)
     atexit.register(shutil.rmtree, folder)
     threading.Thread(target=_start, args=(python, listening), daemon=True).start()
     return address
@@ -151,25 +154,30 @@ def offer(python: str) -> str:
 
 def _start(python: str, listening: socket.socket) -> None:
     select.select([listening], [], [])
-    server = _server(python, listening)
+    server = start(listening, python, "-m", PROGRAM, "warm", env=NOBODYS)
     listening.close()
     atexit.register(server.communicate)
 
 
-def _listen(listening: socket.socket, folder: str) -> str:
+def listen(listening: socket.socket, folder: str) -> str:
+    """Listen in that folder; the address."""
     address = f"{folder}/forks"
     listening.bind(address)
     listening.listen(64)
     return address
 
 
-def _server(python: str, listening: socket.socket, **env: str) -> "subprocess.Popen[bytes]":
+def start(
+    listening: socket.socket, *command: str, env: Mapping[str, str], **streams: Any
+) -> "subprocess.Popen[bytes]":
+    """Start a server, which is told the number of its socket; communicate() ends it."""
     return subprocess.Popen(
-        [python, "-m", "tests.process.forks", str(listening.fileno()), *([] if env else ["warm"])],
+        [*command, str(listening.fileno())],
         cwd=ROOT,
-        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GENCTL_HOME": "/nonexistent", **env},
+        env=env,
         stdin=subprocess.PIPE,  # it ends when nobody holds the other end
         pass_fds=[listening.fileno()],
+        **streams,
     )
 
 
@@ -286,13 +294,14 @@ def _become(asked: dict[str, Any], streams: list[int], address: str) -> str:
     if sys.platform == "linux":  # a test run that was killed leaves nothing behind: the server ends with it
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if asked["env"].get(FORKED_STEPS):
-        step = STEP.format(address=address, words=GIVEN)
+        step = STEP.format(address=address, module="genctl", words=GIVEN)
         sys.modules["genctl.ops.runbook.actions"].GENCTL = step  # type: ignore[attr-defined]
     for mine, given in enumerate(streams):
         os.dup2(given, mine)
         os.close(given)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for life
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also when nohup runs the tests
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.isatty(0) and not asked["env"].get(IN_A_SHELL):
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -328,20 +337,27 @@ def warm() -> None:
             main(words)
 
 
+def serve_as_it_is(listening: socket.socket) -> None:
+    """Fork this process, with all that it has in memory, for whoever asks."""
+    gc.collect()
+    gc.freeze()  # or the first collection of each fork copies all of it
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)  # or each fork puts what is free together, and copies that
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who types Ctrl-C means the forks, which end in their order
+    asked_for = serve(listening)
+    try:
+        runpy.run_module(asked_for, run_name="__main__", alter_sys=True)
+    except SystemExit as left:
+        _leave(left)
+
+
 if __name__ == "__main__":
     genctl = importlib.import_module("genctl")
     for module in pkgutil.walk_packages(genctl.__path__, "genctl."):
         if not module.name.endswith("__main__"):
             with suppress(ModuleNotFoundError):  # of an extra that is not installed there
                 importlib.import_module(module.name)
-    if sys.argv[2:]:
+    *how, number = sys.argv[1:]
+    if how:
         warm()
-    gc.collect()
-    gc.freeze()  # or the first collection of each fork copies all of it
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)  # or each fork puts what is free together, and copies that
-    asked_for = serve(socket.socket(fileno=int(sys.argv[1])))
-    try:
-        runpy.run_module(asked_for, run_name="__main__", alter_sys=True)
-    except SystemExit as left:
-        _leave(left)
+    serve_as_it_is(socket.socket(fileno=int(number)))

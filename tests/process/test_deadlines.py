@@ -55,11 +55,11 @@ def runs(place: Place, fix: str) -> None:
     "command",
     [
         "sessions list",
-        "report --since 1h --timeout 1s",
-        "refunds check --timeout 1s",
-        "resume --timeout 1s",
-        "migrate status --timeout 1s",
-        "migrate --timeout 1s",
+        "report --since 1h --timeout 3s",
+        "refunds check --timeout 3s",
+        "resume --timeout 3s",
+        "migrate status --timeout 3s",
+        "migrate --timeout 3s",
     ],
 )
 def test_a_command_before_a_locked_table_names_who_holds_it_and_how_to_end_that(
@@ -122,7 +122,7 @@ def test_a_database_that_swallows_all_is_told_so_and_the_command_ends(place: Pla
 def test_a_holder_that_works_is_waited_for_by_the_command_as_printed(place: Place) -> None:
     """Only an idle one may be ended; behind a queue for the lock, the one at its end counts."""
     with asleep(place, "tool_gates") as pid:
-        error = place.error("pause", "--for=30m", "--timeout=1s", exit_code=3)
+        error = place.error("pause", "--for=30m", "--timeout=3s", exit_code=3)
         assert f"pid {pid}" in error["message"]
-        assert error["fix"] == "genctl pause --for 30m --timeout 2s --output json"
+        assert error["fix"] == "genctl pause --for 30m --timeout 6s --output json"
     runs(place, error["fix"])

@@ -80,7 +80,7 @@ def test_demo_shows_every_check_and_keeps_the_stack_for_other_terminals(home: Pa
         )  # the stack ends all the same, and waits for that as long as it takes
         assert kept.end(signal.SIGINT) == 128 + signal.SIGINT
         assert "stopping" in kept.log.read_text()
-        assert not processes_in(home)
+        until_sync(lambda: not processes_in(home))
 
 
 # found before the real one, and silent

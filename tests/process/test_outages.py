@@ -33,6 +33,7 @@ AWAY_S = 33.0  # longer than a lease
 FROZEN_S = 20.0
 STORM_S = 2.0
 OPEN = "select from generation_sessions where completed_at is null and user_id <> 'long'"
+CLAIMED = "select from generation_sessions where status = 'processing'"
 
 
 @pytest.fixture(scope="module")
@@ -77,19 +78,21 @@ def test_an_outage_longer_than_a_lease_costs_no_second_call(server: Postgres, pl
         stopped = stack.enter_context(place.worker("--max-jobs", "1", "--grace", "3s", "--no-sweep"))
         left = place.enqueue("slow-success", user="long")
         place.until_called(left)
-        one, two = (stack.enter_context(place.worker("--concurrency", "40")) for _ in range(2))
-        under_way(place, 12)
-        asyncio.run(server.stop())
-        away_until = time.monotonic() + AWAY_S
-        assert stopped.end(signal.SIGTERM, within_s=3 + 10 + 2) == 0
-        (unsettled,) = stopped.events("session.answer.unsettled")
-        assert (unsettled["sessionId"], unsettled["status"]) == (left, "completed")
-        assert unsettled["requestId"]
-        for worker in (one, two):
-            worker.until("worker.trouble", within_s=AWAY_S)
-        while time.monotonic() < away_until:
-            time.sleep(0.5)
-        asyncio.run(server.start())
+        with ExitStack() as outage:
+            with still(place.simulator):  # so that it answers when no row can be written
+                one, two = (stack.enter_context(place.worker("--concurrency", "40")) for _ in range(2))
+                place.enqueue("slow-success", count=12, users=12)
+                until_sync(lambda: len(place.sql(CLAIMED)) == 13)
+                outage.enter_context(away(server))
+            over_at = time.monotonic() + AWAY_S
+            assert stopped.end(signal.SIGTERM, within_s=3 + 10 + 2) == 0
+            (unsettled,) = stopped.events("session.answer.unsettled")
+            assert (unsettled["sessionId"], unsettled["status"]) == (left, "completed")
+            assert unsettled["requestId"]
+            for worker in (one, two):
+                worker.until("worker.trouble", within_s=AWAY_S)
+            while time.monotonic() < over_at:
+                time.sleep(0.5)
         until_sync(lambda: not place.sql(OPEN))
         for worker in (one, two):
             worker.until("worker.recovered")
@@ -111,6 +114,26 @@ def test_a_server_that_is_silent_for_long_costs_no_second_call(server: Postgres,
 
 def test_a_process_ends_in_time_though_its_database_is_frozen(server: Postgres, place: Place) -> None:
     ends_in_time(place, lambda: frozen(server))
+
+
+@contextmanager
+def away(server: Postgres) -> Iterator[None]:
+    """Stop it, and start it again also after a failure: the next test needs it."""
+    asyncio.run(server.stop())
+    try:
+        yield
+    finally:
+        asyncio.run(server.start())
+
+
+@contextmanager
+def still(one: Running) -> Iterator[None]:
+    """Let a process stand still; nobody else needs it meanwhile."""
+    one.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        one.process.send_signal(signal.SIGCONT)
 
 
 @contextmanager

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
-from tests.kit import until_sync
+from tests.kit import STALL_S, until_sync
 from tests.process.place import Place, Running
 from tests.process.test_worker_ownership import queue_seen
 
 TERM = signal.SIGTERM
-ENDED_WITHIN_S = 3.0
+ENDED_WITHIN_S = 3.0 + STALL_S
 GRACE_S = 2.0
 CONNECTED = (
     "select from pg_stat_activity where datname = current_database() and application_name like 'genctl%'"
@@ -19,9 +19,11 @@ CONNECTED = (
 
 
 def told(*some: Running) -> float:
+    """Tell them to stop; the time before."""
+    since = time.monotonic()
     for one in some:
         one.process.send_signal(TERM)
-    return time.monotonic()
+    return since
 
 
 def ended(one: Running, since: float, within_s: float) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from tests.ears import BASE, Client, Ear
-from tests.kit import free_port, until
+from tests.kit import STALL_S, free_port, until
 from tests.process.place import GENCTL, Place, Running
 from tests.process.served import SECRET, Served
 
@@ -17,7 +17,7 @@ from genctl.services.connections import ConnectionLimits
 
 FILES = 256
 KINDS = (b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
-PROMPTLY_S = 3.0  # other tests keep this machine busy
+PROMPTLY_S = 2.0 + STALL_S
 
 
 @contextmanager

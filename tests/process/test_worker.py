@@ -6,7 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 import psycopg
-from tests.kit import database_url, until_sync
+from tests.kit import STALL_S, database_url, until_sync
 from tests.process.place import Place
 
 TERM = signal.SIGTERM
@@ -60,7 +60,7 @@ def received(place: Place, *how: str) -> int:
 def test_an_idle_worker_ends_by_a_signal(place: Place) -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         with place.worker() as worker:
-            assert worker.end(number, within_s=10) == 0  # a long poll is awaited
+            assert worker.end(number) == 0  # a long poll is awaited
             assert worker.events("worker.stopped")
 
 
@@ -81,7 +81,7 @@ def test_a_call_that_is_not_awaited_is_an_outcome_that_nobody_knows(place: Place
         place.until_called(session)
         worker.process.send_signal(TERM)
         worker.until("worker.stopping", calls=1)
-        assert worker.end(within_s=5) == 0
+        assert worker.end() == 0
     row = place.row(session)
     assert (row["status"], row["attempts"], row["unknowns"]) == ("processing", 1, 0)
     assert row["lease_until"] <= row["now"]
@@ -137,7 +137,7 @@ def test_what_is_no_job_goes_to_the_dlq_and_the_worker_lives(place: Place) -> No
 def test_a_closed_gate_stops_a_running_worker_and_an_open_one_lets_it_go_on(place: Place) -> None:
     with place.worker("--no-sweep") as worker:
         place.say("pause", "--reason", "a test")
-        closed = worker.until("gate.closed", within_s=4)
+        closed = worker.until("gate.closed", within_s=2 + STALL_S)
         assert closed["reason"] == "a test"
         session = place.enqueue()
         opened_at = place.sql("select now() as now")[0]["now"]

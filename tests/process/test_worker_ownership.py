@@ -108,7 +108,7 @@ def test_what_was_not_sent_goes_back_at_once_and_uses_no_attempt(place: Place, h
         for session in sessions:
             place.until_row(session, status="processing")
         signals = [TERM] if how == "SIGTERM" else [TERM, TERM]
-        assert worker.end(*signals, within_s=6) == 0
+        assert worker.end(*signals) == 0
     assert in_flight(place) == (3, 0)
     for session in sessions:
         row = place.row(session)
@@ -121,7 +121,7 @@ def test_a_stop_says_what_it_waits_for_and_leaves_nothing_in_flight(place: Place
     with place.worker("--grace", "500ms") as worker:
         for session in sessions:
             place.until_called(session)
-        assert worker.end(TERM, within_s=6) == 0
+        assert worker.end(TERM) == 0
     (told,) = worker.events("worker.stopping")
     assert (told["calls"], set(told["sessions"]), told["graceS"]) == (2, sessions, 0.5)
     assert 0 < told["leftS"] <= 0.5
@@ -137,7 +137,7 @@ def test_what_the_open_poll_brings_after_a_signal_is_given_back(place: Place, tm
         worker.process.send_signal(TERM)
         worker.until("worker.stopping", calls=0)
         session = place.enqueue("success")
-        assert worker.end(within_s=8) == 0
+        assert worker.end() == 0
     assert relay.asked()[-1] == "ChangeMessageVisibilityBatch"
     assert in_flight(place) == (1, 0)
     assert place.trace(session) == ["enqueued", "sent"]
@@ -153,7 +153,7 @@ def test_a_second_signal_ends_a_worker_whose_database_hangs(place: Place, tmp_pa
             cable.cut()
             worker.process.send_signal(TERM)
             worker.until("worker.stopping", calls=1)
-            assert worker.end(TERM, within_s=5) == 0
+            assert worker.end(TERM) == 0
     assert worker.events("worker.left", jobs=1)
     assert in_flight(place) == (1, 0), "its message is shown, though its row could not be told"
 
@@ -177,8 +177,8 @@ def test_a_worker_tells_on_its_metrics_port_that_it_lives(place: Place) -> None:
         assert "metrics: cannot listen on 0.0.0.0" in line and fix == "  fix: genctl worker --metrics-port 0"
         with place.worker(*fix.split()[3:]) as beside:
             assert beside.events("worker.metrics.started")
-            assert beside.end(TERM, within_s=5) == 0
-        assert worker.end(TERM, within_s=5) == 0
+            assert beside.end(TERM) == 0
+        assert worker.end(TERM) == 0
 
 
 def asked(port: int, path: str) -> tuple[int, str]:

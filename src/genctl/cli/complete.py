@@ -1,4 +1,4 @@
-"""Complete command lines in the user's shell: `genctl completion`, and the words that only genctl knows.
+"""Complete command lines in the user's shell, with the words that only genctl knows.
 
 A shell waits for us at each TAB, so we ask neither the database nor the installed tools: a process beside us
 does, and leaves what it found in a file for the next TAB.
@@ -12,15 +12,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from genctl.cli import ASKED
-from genctl.cli.command import Command
-
-if TYPE_CHECKING:
-    from genctl.cli.output import Output
 
 PROGRAM = "genctl"
 FRESH_S = 5.0  # then another process reads all anew
@@ -32,32 +28,14 @@ PLACES = ("DATABASE_URL", "GENCTL_HOME", "GENCTL_CONFIG", "XDG_DATA_HOME", "XDG_
 Completer = Callable[[click.Context, click.Parameter, str], list[Any]]
 
 
-@click.command(
-    cls=Command,
-    data=False,
-    within=None,
-    examples=(
-        "genctl completion fish > ~/.config/fish/completions/genctl.fish",
-        "genctl completion bash > ~/.local/share/bash-completion/completions/genctl",
-    ),
-)
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(out: "Output", *, shell: str) -> None:  # noqa: ARG001 (each command has one)
-    """Write the script that completes genctl's command lines in a shell.
-
-    Put `eval "$(genctl completion bash)"` into ~/.bashrc, or the same with zsh into ~/.zshrc.
-
-    It completes commands, options, scenarios, codes, categories, runbooks, tools, and the ids of the newest
-    sessions. Another process reads these when the shell starts, and again at each TAB that finds them old.
-    """
+def script(root: click.Command, shell: str) -> str:
+    """Return what the shell shall read, and look for ids now, so that its first TAB finds them."""
     from click.shell_completion import get_completion_class
 
-    from genctl.cli.output import write
-
     made = get_completion_class(shell)
-    assert made  # noqa: S101 - click has all three
-    _remembered("sessions")  # so that the first TAB of a new shell finds them
-    write(made(click.get_current_context().find_root().command, {}, PROGRAM, ASKED).source() + "\n")
+    assert made  # noqa: S101 - click has bash, zsh and fish
+    _remembered("sessions")
+    return made(root, {}, PROGRAM, ASKED).source()
 
 
 def answer(root: click.Command, instruction: str) -> int:

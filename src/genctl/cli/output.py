@@ -4,20 +4,27 @@ import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Unpack
 
 from genctl.base.printable import printable_lines
 from genctl.cli import terminal
 
 if TYPE_CHECKING:
     from genctl.base.settings import Settings
-    from genctl.cli.command import TimeLimit
     from genctl.cli.formats import Writer
     from genctl.cli.running import How
     from genctl.edges.db import Database
     from genctl.services.processes import Parent
 
 T = TypeVar("T")
+
+
+class TimeLimit(NamedTuple):
+    """Bound each question of a command to the database; `lock_s` is set if the person chose the time."""
+
+    command: str
+    within_s: float
+    lock_s: float | None
 
 
 class Output:
@@ -29,7 +36,7 @@ class Output:
         *,
         debug: bool = False,
         flags: Mapping[str, str] | None = None,
-        limit: "TimeLimit | None" = None,
+        limit: TimeLimit | None = None,
         again: Callable[..., str] = lambda **_: "genctl",
     ) -> None:
         """Take what the command line says; `again` writes it once more, with changed options."""

@@ -1,4 +1,4 @@
-"""`genctl config`, `migrate`, `token`, `tools` and `version`."""
+"""`genctl config`, `migrate`, `token`, `tools`, `completion` and `version`."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ import click
 from genctl import __version__
 from genctl.cli import complete, terminal
 from genctl.cli.command import DURATION, Command, Group, yes_option
-from genctl.cli.output import Output
+from genctl.cli.output import Output, write
 
 if TYPE_CHECKING:
     from genctl.base.settings import Entry
@@ -258,3 +258,24 @@ def tools(out: Output, *, name: str | None) -> None:
         return
     Tools.of(out.settings).check_named(name)
     out.emit(next(row for row in found if row["tool"] == name))
+
+
+@click.command(
+    cls=Command,
+    data=False,
+    within=None,
+    examples=(
+        "genctl completion fish > ~/.config/fish/completions/genctl.fish",
+        "genctl completion bash > ~/.local/share/bash-completion/completions/genctl",
+    ),
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(out: Output, *, shell: str) -> None:  # noqa: ARG001 (each command has one)
+    """Write the script that completes genctl's command lines in a shell.
+
+    Put `eval "$(genctl completion bash)"` into ~/.bashrc, or the same with zsh into ~/.zshrc.
+
+    It completes commands, options, scenarios, codes, categories, runbooks, tools, and the ids of the newest
+    sessions. Another process reads these when the shell starts, and again at each TAB that finds them old.
+    """
+    write(complete.script(click.get_current_context().find_root().command, shell) + "\n")

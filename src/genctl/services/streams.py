@@ -1,8 +1,8 @@
 """Hold the open streams: each takes its connection over once its head is written.
 
-A stream writes what the bridge gives it, and a heartbeat every 15 s. It ends when the client
-leaves, its token ends, the client is too slow, the stream is too old, its user has opened newer ones, or the
-server goes down. One timer turns for all streams.
+A stream writes what the bridge gives it, and a heartbeat every 15 s. It ends when the client leaves, its
+token ends, the client is too slow, the stream is too old, its user has opened newer ones, or the server goes
+down. One timer turns for all streams.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ class Streams:
         `cursor` is what the client brings. When a user has too many streams, the oldest ends.
         """
         last = self.bridge.cursors.read(token.user, cursor) if cursor else None
-        stream = OpenStream(self, token, tool, last, chunked=chunked)
+        stream = OpenStream(self.bridge, token, tool, last, chunked=chunked, left=self.left)
         if (handed := connection.hand_over(stream)) is None:
             return
         while len(others := self.bridge.feeds.of.get(token.user, [])) >= self.per_user:
