@@ -68,7 +68,7 @@ def up(out: Output, *, user: str) -> None:
     async def run() -> None:
         async with Stack(out.settings, note=terminal.note) as stack:
             settings = stack.settings
-            terminal.note(f"the API is at {settings.api_url}; Ctrl-C stops everything")
+            terminal.note(f"the API is at {stack.addresses['api_url']}; Ctrl-C stops everything")
             write(f"Sign in: {Tokens(settings.secret).sign_in_url(settings.page_url, user)}\n")
             sys.stdout.flush()
             await stack.watch()
