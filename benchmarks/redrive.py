@@ -85,9 +85,11 @@ async def redrive(at: Settings, count: int) -> float:
     async with Redrive.open(at, RedriveOptions(choice=Choice())) as under_way:
         began = time.perf_counter()
         running = asyncio.create_task(under_way.run(step))
+        running.add_done_callback(lambda _: done.set())  # it may fail
         await done.wait()
         seconds = time.perf_counter() - began
-        assert (await running).tally.redriven == count
+        tally = (await running).tally
+        assert tally.redriven == count, tally
     return seconds
 
 

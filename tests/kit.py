@@ -8,7 +8,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache, partial
 from itertools import cycle
@@ -27,6 +27,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from genctl.base.settings import Settings
 from genctl.credits import audit
+from genctl.domain.deadletters import Choice, Terms
 from genctl.domain.decide import job_body
 from genctl.domain.model import Session
 from genctl.domain.orders import Order
@@ -36,6 +37,7 @@ from genctl.edges.sqs_shapes import Message
 from genctl.enqueue import enqueue
 from genctl.nets import Swept, asked_of_piles
 from genctl.pipeline import Pipeline, Turn, at_once, carry
+from genctl.redrive import RedrivenLetter, chosen, retry
 from genctl.run import LEASE_S
 from genctl.services import ending
 from genctl.services.metrics import WorkerMetrics
@@ -351,6 +353,17 @@ async def at_work(
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+async def redrive(
+    copies: Sequence[Message], pipeline: Pipeline, choice: Choice, terms: Terms, *, most: int
+) -> list[RedrivenLetter]:
+    """What a redrive does with these copies, without a pass over the DLQ."""
+    letters = [letter for _, letter in await chosen(copies, pipeline.db, choice)]
+    fates = await retry(letters, pipeline, terms, most=most)
+    over = {fate.letter.message_id for fate in fates if fate.is_over}
+    await pipeline.dlq.delete([copy.receipt for copy in copies if copy.message_id in over])
+    return fates
 
 
 @dataclasses.dataclass

@@ -15,6 +15,7 @@ from genctl.domain.model import GenctlError, Outcome, Session, Status
 from genctl.domain.providers import Provider
 from genctl.edges.db import Database, as_json
 from genctl.edges.db_errors import LockedError
+from genctl.edges.deadline import lock_s
 from genctl.ledger import WAIT_S, movement
 from genctl.run import Settlement
 
@@ -46,11 +47,12 @@ async def cancel(
 
     Raises NotWaitingError, AccountLockedError or LockedError; nothing has happened then.
     """
-    give_up_at, run = time.monotonic() + WAIT_S, session.run
+    wait_s, run = lock_s(WAIT_S), session.run
+    give_up_at = time.monotonic() + wait_s
     while session.status is Status.QUEUED and session.run == run:
         settlement = _settlement(session, provider, most_attempts, who)
         step = ("settle", {"items": as_json([settlement])})
-        moved = await movement(db, [session.user_id], step, wait_s=WAIT_S)
+        moved = await movement(db, [session.user_id], step, wait_s=wait_s)
         asked, session = session, await _read(db, session)
         if moved.rows[0] or _is_done(session, asked):
             log.info("session.cancelled", sessionId=session.id, userId=session.user_id, run=session.run)

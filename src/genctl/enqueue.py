@@ -1,8 +1,9 @@
 """Make an order a reservation, a row and a message; the sweeper sends a message that we could not send."""
 
 import asyncio
+import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 import msgspec
@@ -77,14 +78,17 @@ async def _short(orders: Sequence[Order], db: Database) -> GenctlError:
     needed: Counter[str] = Counter()
     for order in orders:
         needed[order.user_id] += order.cost
-    balances = {user: (await db.row("credits_of", user=user) or {"balance": 0})["balance"] for user in needed}
-    user = max(needed, key=lambda user: needed[user] - balances[user])
-    return GenctlError(
-        "CreditsShort",
-        f"user {user} has {balances[user]} credits and needs {needed[user]}",
-        f"genctl credits grant --user {user} --amount {needed[user] - balances[user]}",
-        exit_code=1,
-    )
+    user, lacks = next(iter((await lacking(db, needed)).items()))
+    told = f"user {user} has {needed[user] - lacks} credits and needs {needed[user]}"
+    fix = f"genctl credits grant --user {shlex.quote(user)} --amount {max(lacks, 1)}"
+    return GenctlError("CreditsShort", told, fix, exit_code=1)
+
+
+async def lacking(db: Database, needed: Mapping[str, int], *, opening: int = 0) -> dict[str, int]:
+    """Return how many of these credits each user lacks, most first; without an account one has `opening`."""
+    rows = await db.rows("balances_of", users=[*needed])
+    balances = dict.fromkeys(needed, opening) | {row["user_id"]: row["balance"] for row in rows}
+    return dict(sorted(((u, needed[u] - balances[u]) for u in needed), key=lambda one: -one[1]))
 
 
 async def send_jobs(sessions: Sequence[Session], *, db: Database, queue: Queue, tool: str) -> dict[UUID, str]:

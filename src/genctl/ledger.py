@@ -102,7 +102,7 @@ async def _moved(
             rows = await tried(notify=False)
     except LockedError as error:
         if len(users) == 1 and "credit_accounts" in error.message:  # another transaction is making it
-            raise AccountLockedError(users[0]) from error
+            raise AccountLockedError(users[0], fix=error.fix, held=error.held) from error
         raise
     _, (locks,), *moved = rows
     return Moved(frozenset(locks["mine"]), moved), [user for user in users if user not in locks["free"]]
@@ -110,16 +110,16 @@ async def _moved(
 
 async def _wait_for(db: Database, user: str, left_s: Callable[[], float]) -> None:
     """Wait for the account on one of the few connections that may wait. Raises AccountLockedError."""
-    held = ""
+    locked = AccountLockedError(user)
     async with _in_time(db.room, user, left_s):
         try:
             await db.transact(("lock_accounts", {"users": [user]}), lock_s=left_s())
         except LockedError as error:
-            held = error.held
+            locked = AccountLockedError(user, fix=error.fix, held=error.held)
         except DatabaseGoneError:  # a time-out of the role may be shorter than the wait
             pass
     if left_s() <= 0:
-        raise AccountLockedError(user, held=held)
+        raise locked
 
 
 @asynccontextmanager

@@ -179,7 +179,14 @@ class Nets:
             return False  # also one through which this look has waited
         limits, held = self._pipeline.limits, self._pipeline.runs
         found = [_dead(session, limits) for session in dead if session.id not in held]
-        await cast.each(found, self._end, at_once=BATCH)
+        back = [swept for swept in found if swept.action == "requeue"]
+        fates = [True] * len(back) if cast.dry_run or not back else await apart(self._requeue)(back)
+        for swept, fate in zip(back, fates, strict=True):
+            if isinstance(fate, GenctlError):
+                cast.failed_at(fate, swept)
+            elif fate:
+                cast.did(swept)
+        await cast.each((swept for swept in found if swept.action == "fail"), self._fail, at_once=BATCH)
         return full
 
     async def overdue(self, cast: Cast) -> bool:
@@ -189,7 +196,7 @@ class Nets:
         late, full = await self._find(cast, "overdue", **self._late)
         why = "it waited longer than the queued time-out"
         found = [Swept("fail", session, why, "SweptTimeout") for session in late]
-        await cast.each(found, self._end, at_once=BATCH)
+        await cast.each(found, self._fail, at_once=BATCH)
         return full
 
     async def holds(self, cast: Cast) -> bool:
@@ -241,17 +248,20 @@ class Nets:
         cast.tried |= {row["id"] for row in rows}
         return readable(rows), len(rows) == BATCH
 
-    async def _end(self, swept: Swept) -> bool:
-        """Send a run back to the queue, or claim it and settle it as failed without a call."""
+    async def _requeue(self, dead: list[Swept]) -> list[bool | Exception]:
+        """Send runs back to the queue: they need no account. Tell of each whether it was still dead."""
+        sessions = [swept.session for swept in dead if isinstance(swept.session, Session)]
+        items = [{"session_id": one.id, "lease": one.lease, "worker": one.claimed_by} for one in sessions]
+        back = {row["id"] for row in await self._db.rows("requeue_dead", items=as_json(items))}
+        for _ in back:
+            self._pipeline.meters.count("orphaned")
+        return [session.id in back for session in sessions]
+
+    async def _fail(self, swept: Swept) -> bool:
+        """Claim a run and settle it as failed without a call."""
         session = swept.session
-        if not isinstance(session, Session):
+        if session is None:
             return False
-        if swept.action == "requeue":
-            item = {"session_id": session.id, "lease": session.lease, "worker": session.claimed_by}
-            back = await self._db.rows("requeue_dead", items=as_json([item]))
-            for _ in back:
-                self._pipeline.meters.count("orphaned")
-            return bool(back)
         claimed = await self._pipeline.claim(session.id, session.run, lapsed=True)
         if claimed is None:
             return False

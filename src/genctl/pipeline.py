@@ -48,7 +48,7 @@ from genctl.domain.model import (
 )
 from genctl.edges import spans
 from genctl.edges.db import Database
-from genctl.edges.db_errors import LockedError
+from genctl.edges.db_errors import DatabaseGoneError, LockedError
 from genctl.edges.sqs import Queue, Sqs
 from genctl.edges.sqs_shapes import BATCH, Message, Outgoing
 from genctl.run import Backoff, Claim, Hold, Mark, Runs, Settlement
@@ -62,6 +62,7 @@ Turn = Callable[[], Awaitable[Hear]]  # waits until a job may call the provider
 # deliveries without a claim, calls that nobody waits for any more, DLQ copies, settles without NOTIFY
 Counted = Literal["repeated", "orphaned", "copied", "unnotified"]
 
+PUT_OFF_PAUSE_S = 0.5  # between tries to give a job back
 LOCKED_PAUSES_S = (0.005, 0.02, 0.1)  # between looks at a row that somebody has locked
 MARK_PAUSES_S = (0.1, 0.5, 2.0, 5.0)  # between tries to mark a copy, as the sweeper sends another without
 MOST_TOLD = 100  # tools and models whose messages we log as left for others
@@ -252,14 +253,19 @@ class Pipeline:
             self._claiming -= {task}
 
     async def attempt(self, hold: Hold, turn: Turn) -> Success | Failure:
-        """Call the provider once, when its turn has come. Raises LeaseLostError: the run is ours no more."""
+        """Call the provider once, when its turn has come.
+
+        Raises LeaseLostError: the run is ours no more; NotYetError, also when nobody can tell whether it is.
+        """
         assert self.wire  # noqa: S101 - whoever works has opened one
         with hold.call():
             hear = await turn()
             if hold.stale:
-                await self.runs.extend([hold])
-            if hold.stale:  # lost, or its row is locked, and then nobody can tell whose it is
-                raise LeaseLostError(hold.session.id)
+                with suppress(DatabaseGoneError, LockedError):
+                    if await self.runs.extend([hold]):
+                        raise LeaseLostError(hold.session.id)
+            if hold.stale:
+                raise NotYetError(0.0)
             began_at = time.monotonic()
             with spans.span("genctl.call", attempt=hold.session.attempts, model=hold.session.model):
                 answer = await self.wire.generate(hold.session, hold.on_send)
@@ -269,10 +275,16 @@ class Pipeline:
         return result
 
     async def put_off(self, hold: Hold, wait_s: float) -> Session:
-        """Give the job back until its turn comes; this uses no attempt. Raises LeaseLostError."""
+        """Give the job back until its turn comes; this uses no attempt. Raises LeaseLostError.
+
+        Tries until the row has it: a lease that lapses counts as a call of which nobody knows the outcome.
+        """
         session = hold.session
         log.info("session.put_off", sessionId=session.id, userId=session.user_id, waitS=round(wait_s, 1))
-        return Session.of(await self.runs.step_aside(hold, delay_s=wait_s))
+        while True:
+            with suppress(DatabaseGoneError, LockedError):
+                return Session.of(await self.runs.step_aside(hold, delay_s=wait_s))
+            await asyncio.sleep(PUT_OFF_PAUSE_S)
 
     async def retry(self, session: Session, failure: Failure) -> Session:
         """Send the run back to the queue, due after the backoff. Raises LeaseLostError."""

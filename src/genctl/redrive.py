@@ -8,7 +8,7 @@ redrive finds the copy stale and sends the missing message, and so does the swee
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -29,6 +29,9 @@ from genctl.ledger import WAIT_S, AccountLockedError, movement
 from genctl.pipeline import Pipeline
 
 ACCOUNT_LOCKED = "its user's account is locked"
+ROW_LOCKED = "another transaction holds a lock"
+LOCKED = (ACCOUNT_LOCKED, ROW_LOCKED)
+NOT_QUEUED = "could not be queued"
 
 log = structlog.stdlib.get_logger()
 
@@ -38,12 +41,13 @@ class RedrivenLetter(NamedTuple):
 
     letter: Letter
     step: LetterPlan
+    job: Session | None = None  # the run whose message is to be sent
     error: str | None = None
 
     @property
-    def is_gone(self) -> bool:
-        """Tell whether its message has left the DLQ."""
-        return bool(self.letter.receipt) and self.step.action != "skip" and self.error is None
+    def is_over(self) -> bool:
+        """Tell whether nobody needs its message in the DLQ any more."""
+        return bool(self.letter.message_id) and self.step.action != "skip" and self.error is None
 
 
 async def letters(messages: Sequence[Message], db: Database) -> list[Letter]:
@@ -70,103 +74,113 @@ async def chosen(messages: Sequence[Message], db: Database, choice: Choice) -> l
     return [(message, letter) for message, letter in pairs if choice.takes(letter)]
 
 
-async def redrive(
-    messages: Sequence[Message], pipeline: Pipeline, choice: Choice, terms: Terms, *, most: int
-) -> list[RedrivenLetter]:
-    """Redrive the messages of a batch that `choice` takes, at most `most` jobs; return what became of each.
-
-    Raises GenctlError when a dependency is away: the jobs that it has redriven run, the others stay in the
-    DLQ.
-    """
-    meant = [letter for _, letter in await chosen(messages, pipeline.db, choice)]
-    return await retry(meant, pipeline, terms, most=most)
-
-
 async def retry(
     letters: Sequence[Letter], pipeline: Pipeline, terms: Terms, *, most: int | None = None
 ) -> list[RedrivenLetter]:
-    """Give the sessions of letters their next runs, at most `most`; return what became of each letter.
+    """Give the sessions of letters their next runs, at most `most`, and send their jobs.
 
-    Raises GenctlError as redrive() does. A copy that was not a letter here stays in the DLQ, and is stale.
+    Raises as begin() does. The copies stay in the DLQ: of those that are over nobody needs one.
+    """
+    return await send(await begin(letters, pipeline, terms, most=most), pipeline)
+
+
+async def begin(
+    letters: Sequence[Letter],
+    pipeline: Pipeline,
+    terms: Terms,
+    *,
+    most: int | None = None,
+    stuck: dict[str, str] | None = None,
+) -> list[RedrivenLetter]:
+    """Give the sessions of letters their next runs, at most `most`; send() sends the jobs.
+
+    It does not wait for the users in `stuck`, whose accounts stayed locked; it adds those that it finds.
+    Raises GenctlError when the database is away: some may have their runs then, which owe their messages.
     """
     steps = at_most(plan(letters, terms), len(letters) if most is None else most)
-    taken = [RedrivenLetter(*pair) for pair in zip(letters, steps, strict=True)]
-    refused: dict[str | UUID, str] = {}
-    wanted = [letter.row for letter, step, _ in taken if step.action == "requeue" and letter.row]
-    queued = await _requeue(wanted, pipeline, terms, refused)
-    for nth, (letter, step, _) in enumerate(taken):
-        if step.action == "requeue" and letter.session_id not in queued:
-            why = refused.get(letter.user or "") or refused.get(letter.session_id or "")
-            taken[nth] = RedrivenLetter(letter, LetterPlan("skip", why or "could not be queued"))
-    return await _sent_and_deleted(taken, queued, pipeline)
+    pairs = list(zip(letters, steps, strict=True))
+    rows = [letter.row for letter, step in pairs if step.action == "requeue" and letter.row]
+    queued = await _requeue(rows, pipeline, terms, {} if stuck is None else stuck)
+    return [_begun(letter, step, queued) for letter, step in pairs]
+
+
+def _begun(letter: Letter, step: LetterPlan, queued: Mapping[UUID, Session | str]) -> RedrivenLetter:
+    row = letter.row if step.runs else None
+    job = queued[row.id] if row and step.action == "requeue" else row
+    if isinstance(job, str):
+        return RedrivenLetter(letter, LetterPlan("skip", job))
+    return RedrivenLetter(letter, step, job)
+
+
+async def send(begun: Sequence[RedrivenLetter], pipeline: Pipeline) -> list[RedrivenLetter]:
+    """Send the jobs of what has begun; say of each letter whether it is done.
+
+    Raises nothing when the queue is away: the rows say that these messages are owed.
+    """
+    jobs = {one.job.id: one.job for one in begun if one.job}
+    owed = await send_jobs([*jobs.values()], db=pipeline.db, queue=pipeline.queue, tool=pipeline.tool.name)
+    return [one._replace(error=owed.get(one.job.id)) if one.job else one for one in begun]
 
 
 async def _requeue(
-    rows: Sequence[Session], pipeline: Pipeline, terms: Terms, refused: dict[str | UUID, str]
-) -> dict[UUID, Session]:
-    """Give these sessions their next runs, in one transaction; return those that got one.
+    rows: Sequence[Session], pipeline: Pipeline, terms: Terms, stuck: dict[str, str]
+) -> dict[UUID, Session | str]:
+    """Give these sessions their next runs; return each as it is then, or why it got none.
 
-    Halves the sessions where the database refuses them (a trigger, two sessions with one reservation). Puts
-    users whose accounts stay locked into `refused`, and sessions for whose cause there is a cure.
+    Passes over what another transaction has locked, and comes back for WAIT_S, each time to all of it: nobody
+    waits for the lock of another user. It does not wait for the users in `stuck`, to whom it adds those whose
+    locks outlast that, each with who holds it.
+    """
+    give_up_at = time.monotonic() + lock_s(WAIT_S)
+    ends = await _tried(rows, pipeline, terms, give_up_at)
+    while locked := [row for row in rows if ends[row.id] in LOCKED and row.user_id not in stuck]:
+        left_s, user, held = max(0.0, give_up_at - time.monotonic()), locked[0].user_id, ""
+        try:
+            await movement(pipeline.db, [user], wait_s=left_s)
+        except (DataRefusedError, LockedError) as error:
+            held = error.held if isinstance(error, LockedError) else ""
+        ends |= await _tried(locked, pipeline, terms, give_up_at)
+        if time.monotonic() > give_up_at:
+            still = {row.user_id for row in locked if ends[row.id] in LOCKED}
+            stuck |= {who: held if who == user else "" for who in still}
+            log.warning("redrive.locked", users=[*stuck])
+    return ends
+
+
+async def _tried(
+    rows: Sequence[Session], pipeline: Pipeline, terms: Terms, give_up_at: float
+) -> dict[UUID, Session | str]:
+    """Try once, in one transaction. Halve the sessions where the database refuses them (a trigger, two
+    sessions with one reservation), or a row is locked, but not for longer than that may take.
     """
     if not rows:
         return {}
     try:
-        queued, mine = await _requeued(rows, pipeline, terms)
+        return await _requeued(rows, pipeline, terms)
     except (DataRefusedError, LockedError) as error:
-        if len(rows) > 1:
+        is_locked = isinstance(error, LockedError)
+        if len(rows) > 1 and not (is_locked and time.monotonic() > give_up_at):
             half = len(rows) // 2
-            first = await _requeue(rows[:half], pipeline, terms, refused)
-            return first | await _requeue(rows[half:], pipeline, terms, refused)
-        log.warning("redrive.refused", sessionId=rows[0].id, error=error.message, fix=error.fix)
-        if isinstance(error, DataRefusedError) and error.fix:
-            refused[rows[0].id] = f"{error.message}: {error.fix}"
-        return {}
-    give_up_at = time.monotonic() + lock_s(WAIT_S)
-    for user in sorted({row.user_id for row in rows} - mine):  # whose accounts were locked, perhaps briefly
-        theirs = [row for row in rows if row.user_id == user]
-        try:
-            queued |= (await _requeued(theirs, pipeline, terms, wait_s=give_up_at - time.monotonic()))[0]
-        except (DataRefusedError, LockedError) as error:
-            if isinstance(error, AccountLockedError):
-                refused[user] = ACCOUNT_LOCKED
-            log.warning("redrive.refused", userId=user, sessions=len(theirs), error=error.message)
-    return queued
+            first = await _tried(rows[:half], pipeline, terms, give_up_at)
+            return first | await _tried(rows[half:], pipeline, terms, give_up_at)
+        ids = [row.id for row in rows]
+        if is_locked:
+            return dict.fromkeys(ids, ACCOUNT_LOCKED if isinstance(error, AccountLockedError) else ROW_LOCKED)
+        log.warning("redrive.refused", sessionId=ids[0], error=error.message, fix=error.fix)
+        return {ids[0]: f"{error.message}: {error.fix}" if error.fix else NOT_QUEUED}
 
 
-async def _requeued(
-    rows: Sequence[Session], pipeline: Pipeline, terms: Terms, *, wait_s: float | None = None
-) -> tuple[dict[UUID, Session], frozenset[str]]:
-    """Try once; return the sessions that got their next run, and the users whose accounts were not locked."""
+async def _requeued(rows: Sequence[Session], pipeline: Pipeline, terms: Terms) -> dict[UUID, Session | str]:
+    """Give them their next runs, or say why not; raises where the database refuses that, and does nothing."""
     changed = {"prompt": terms.prompt, "params": terms.params or None}
     items = [{"session_id": row.id, "run": row.run, "reservation_id": uuid4()} | changed for row in rows]
     requeue = ("requeue", {"items": as_json(items), "who": pipeline.worker})
-    moved = await movement(pipeline.db, {row.user_id for row in rows}, requeue, wait_s=wait_s)
+    moved = await movement(pipeline.db, {row.user_id for row in rows}, requeue)
     sessions = [Session.of(row) for row in moved.rows[0]]
     for session in sessions:
         log.info("session.redriven", sessionId=session.id, userId=session.user_id, run=session.run)
-    return {session.id: session for session in sessions}, moved.mine
-
-
-async def _sent_and_deleted(
-    results: Sequence[RedrivenLetter], queued: dict[UUID, Session], pipeline: Pipeline
-) -> list[RedrivenLetter]:
-    """Send the jobs that are due, then delete the copies that nobody needs any more."""
-    resent = (f.letter.row for f in results if f.step.action == "resend" and f.letter.row)
-    due = [*(queued | {row.id: row for row in resent}).values()]
-    owed = await send_jobs(due, db=pipeline.db, queue=pipeline.queue, tool=pipeline.tool.name)
-    sent = [
-        result._replace(error=owed.get(result.letter.session_id))
-        if result.letter.session_id and result.step.runs
-        else result
-        for result in results
-    ]
-    done = [result.letter for result in sent if result.is_gone]
-    errors = await pipeline.dlq.delete([letter.receipt for letter in done]) if done else []
-    for letter, why in zip(done, errors, strict=True):
-        if why is not None:  # the copy is stale now, and the next redrive drops it
-            log.warning("redrive.delete.failed", messageId=letter.message_id, error=why)
-    return sent
+    ends = {row.id: NOT_QUEUED if row.user_id in moved.mine else ACCOUNT_LOCKED for row in rows}
+    return ends | {session.id: session for session in sessions}
 
 
 def unjoined(message: Message) -> Letter:
@@ -178,7 +192,6 @@ def unjoined(message: Message) -> Letter:
         session_id, run = job.session_id, number(said.get("run")) if job.run is None else job.run
     return Letter(
         message_id=message.message_id,
-        receipt=message.receipt,
         sent_at=message.sent_at,
         receive_count=message.system.receive_count,
         said=said,

@@ -201,18 +201,17 @@ class Runs:
 
     async def extend(self, holds: Iterable[Hold]) -> list[Hold]:
         """Renew the leases and return the holds whose lease is lost; one whose row is locked is not among
-        them.
+        them. Raises GenctlError if none is lost and the database did not answer for one of them.
         """
         now, holds = time.monotonic(), list(holds)
         fates = await apart(self._extend)(holds)
-        lost = []
         for hold, fate in zip(holds, fates, strict=True):
-            if isinstance(fate, DatabaseGoneError | LockedError):
-                raise fate
             if fate is True:
                 hold.renewed_at = now
-            elif fate is None:
-                lost.append(hold)
+        lost = [hold for hold, fate in zip(holds, fates, strict=True) if fate is None]
+        errors = [fate for fate in fates if isinstance(fate, GenctlError)]
+        if errors and not lost:
+            raise errors[0]
         return lost
 
     async def left(self, session: Session) -> Left:

@@ -5,11 +5,12 @@ It is many small nets (nets.py), and what hangs or fails in one stops no other.
 
 import asyncio
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import structlog
 
+from genctl import gate
 from genctl.base.batch import all_of
 from genctl.base.printable import many
 from genctl.base.settings import Settings
@@ -18,7 +19,7 @@ from genctl.domain.model import GenctlError
 from genctl.edges.db import Database
 from genctl.edges.sqs import Sqs
 from genctl.enqueue import send_jobs
-from genctl.nets import BATCH, Cast, Net, Nets, Swept, readable
+from genctl.nets import BATCH, GATE_REST_S, ORPHAN_AFTER_S, OWED_AFTER_S, Cast, Net, Nets, Swept, readable
 from genctl.pipeline import Pipeline
 from genctl.tools.found import Tools
 
@@ -43,7 +44,8 @@ class SweepPass(NamedTuple):
             return None
         worst = max(self.failed, key=lambda error: error.exit_code)
         said = f"{many(len(self.failed), 'step')} of the sweep failed, the worst: {worst.message}"
-        return GenctlError("SweepFailed", said, worst.fix, exit_code=worst.exit_code)
+        fix = worst.fix or "genctl status"  # which names what to do about each part
+        return GenctlError("SweepFailed", said, fix, exit_code=worst.exit_code)
 
 
 def check_timeout(settings: Settings) -> None:
@@ -91,6 +93,28 @@ async def sweep_every(pipeline: Pipeline, settings: Settings, every_s: float = E
     async with asyncio.TaskGroup() as side:
         for net in (*nets.of_database, nets.patrol, *nets.of_queue):
             side.create_task(keep_casting(net))
+
+
+async def totals(settings: Settings) -> list[dict[str, Any]]:
+    """Count all that sweeps would do, by kind, with the credits that would move; it needs no queue.
+
+    Raises GenctlError.
+    """
+    tools = Tools.of(settings)
+    tool = tools.named(settings.tool)
+    async with Database.open(settings.dsn(), size=1) as db:
+        facts = {
+            "models": tool.like,
+            "others": [like for other in tools if other.name != tool.name for like in other.like],
+            "queued_timeout_s": settings.queued_timeout_s,
+            "owed_after_s": OWED_AFTER_S,
+            "orphan_after_s": ORPHAN_AFTER_S,
+            "attempts": settings.max_attempts,
+            "unknowns": settings.max_unknown_retries,
+            "has_rested": (await gate.read(db, tool.name)).open_for_s >= GATE_REST_S,
+        }
+        async with db.snapshot() as rows:  # without the time-out of a transaction: it reads all sessions
+            return [row async for row in rows("sweep_totals", **facts)]
 
 
 async def resend_all(settings: Settings) -> int:

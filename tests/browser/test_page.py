@@ -305,12 +305,16 @@ async def test_who_wants_less_motion_gets_none(page: Page, server: Stub) -> None
     assert await page.evaluate("document.getAnimations().length") == 0
 
 
-async def test_older_images_come_on_demand(page: Page, server: Stub) -> None:
+async def test_older_images_come_on_demand_and_are_asked_for_again_after_a_failure(
+    page: Page, server: Stub
+) -> None:
     for number in range(60):
         server.enqueue(f"number {number}", ago_s=number + 1)
     await page.reload()
     await expect(page.locator(".card")).to_have_count(48)
+    await page.route("**/sessions?*before=*", lambda route: route.abort(), times=1)
     await page.get_by_role("button", name="Show older images").click()
+    await page.get_by_role("button", name="Older images could not be loaded").click()
     await expect(page.locator(".card")).to_have_count(60)
     await expect(page.locator("#older")).to_be_hidden()
 

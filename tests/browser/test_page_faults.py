@@ -12,6 +12,7 @@ import pytest
 from playwright.async_api import Browser, BrowserContext, Page, Route, expect
 from tests.browser.screen import LOOK, card, live
 from tests.browser.stub import Stub
+from tests.browser.test_page import PIXEL
 from tests.kit import STALL_S, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -103,6 +104,19 @@ async def test_a_machine_that_slept_with_the_page_in_sight_does_not_wait_for_a_d
         await context.clock.fast_forward("10:00")
         await expect(card(page, session)).to_have_attribute("data-status", "failed")
         await live(page)
+
+
+async def test_an_image_ages_while_its_dialog_is_open(browser: Browser, server: Stub) -> None:
+    async with visitor(browser, server) as context:
+        await context.clock.install()
+        page = await another(context, server)
+        session = server.enqueue("x")
+        server.complete(session, PIXEL, kept_h=20 / 3600)
+        await card(page, session).locator(".prompt").click()
+        await page.locator("dialog .save").focus()
+        await context.clock.fast_forward("00:31")
+        await expect(page.locator("dialog .gallery")).to_contain_text("It is gone by now.")
+        await expect(page.locator("dialog .close")).to_be_focused()
 
 
 @pytest.mark.parametrize(

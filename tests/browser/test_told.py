@@ -1,5 +1,6 @@
 """What a person wants to know: price, state, end, and what can be done; in every look, for everybody."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,8 @@ async def test_the_price_is_said_before_the_order_and_who_cannot_pay_is_told(
     await expect(page.locator("#complaint")).to_have_text("An image costs 4 credits and you have 2.")
     await expect(page.locator("#prompt")).to_have_value("a fox")
     server.balance = 100
-    await page.keyboard.press("Enter")  # the balance is asked for again before it is refused
+    # the balance is asked for again before it is refused; and a key that is pressed twice orders once
+    await page.locator("#form").evaluate("form => { form.requestSubmit(); form.requestSubmit(); }")
     await expect(page.locator(".card")).to_have_attribute("data-status", "queued")
 
 
@@ -84,6 +86,25 @@ async def test_an_image_that_waits_can_be_cancelled_and_one_that_is_made_cannot(
     await expect(page.locator("dialog h2")).to_have_text("Cancelled")
     await expect(page.locator("dialog .refund")).to_contain_text("4 credits returned")
     await expect(card(page, session).locator(".status")).to_have_text("Cancelled")
+
+
+async def test_a_cancel_that_is_too_late_is_not_told_of_another_image(page: Page, server: Stub) -> None:
+    begun, other = await shown(page, server, "begun"), await shown(page, server)
+    may_answer = asyncio.Event()
+
+    async def late(route: Route) -> None:
+        await may_answer.wait()
+        await route.continue_()
+
+    await page.route("**/cancel", late)
+    await card(page, begun).locator(".prompt").click()
+    server.begin(begun)  # nothing has told the page
+    await page.get_by_role("button", name="Cancel this image").click()
+    await page.keyboard.press("Escape")
+    await card(page, other).locator(".prompt").click()
+    may_answer.set()
+    await expect(card(page, begun)).to_have_attribute("data-status", "processing")
+    await expect(page.locator("dialog .complaint")).to_have_text("")
 
 
 @pytest.mark.loaded
@@ -203,6 +224,12 @@ async def test_waiting_images_are_counted_in_the_title_and_kinds_can_be_filtered
     await expect(page.locator("#none")).to_be_visible()
     await page.get_by_role("button", name="All 2").click()
     await expect(card(page, waits)).to_be_visible()
+    await expect(page.get_by_role("button", name="Cancelled")).to_be_hidden()
+    server.fail(waits, code="Cancelled", category="cancelled")
+    await page.get_by_role("button", name="Cancelled 1").click()
+    await expect(page.locator(".card:visible")).to_have_attribute("data-session-id", waits)
+    await page.get_by_role("button", name="Failed 1").click()
+    await expect(page.locator(".card:visible")).to_have_attribute("data-session-id", failed)
 
 
 async def test_a_filter_hides_nothing_that_was_just_ordered(page: Page, server: Stub) -> None:
@@ -247,6 +274,7 @@ async def test_prompts_of_any_length_and_direction_break_nothing(page: Page, ser
 
 async def show_everything(page: Page, server: Stub) -> None:
     """A card of each kind, one of which is full of long words."""
+    server.fail(server.enqueue("no more"), code="Cancelled", category="cancelled")
     server.fail(server.enqueue("x" * 300), userMessage="y" * 300, code="Z" * 100, requestId="0" * 200)
     server.fail(server.enqueue("refused " * 12), refundedCredits=0, providerBody=BODY)
     server.complete(server.enqueue("made"), PIXEL, images=2)
@@ -262,7 +290,7 @@ async def show_everything(page: Page, server: Stub) -> None:
     server.tell_heartbeat(fresh=False, since="2026-11-24T12:04:31.000Z")
     await page.locator("#behind").wait_for()
     await page.locator("#gate").wait_for()
-    await expect(page.locator(".card")).to_have_count(7)
+    await expect(page.locator(".card")).to_have_count(8)
 
 
 async def violations(page: Page, within: str = "body", *, dark: bool = True) -> list[str]:

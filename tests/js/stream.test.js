@@ -79,6 +79,16 @@ test('waking opens what may be dead, and leaves alone what was heard lately', (t
   pass(0);
 });
 
+test('a stream by fetch that is closed says nothing more, though it has more', async () => {
+  const { byFetch } = await import('../../src/genctl/page/stream.js');
+  const heard = [];
+  const body = new Response('event: reset\ndata: {}\n\nevent: ready\ndata: {}\n\n');
+  await new Promise((done) => {
+    const close = byFetch(async () => body)('/e', (name) => done(heard.push(name), close()), () => {});
+  });
+  assert.deepEqual(heard, ['reset']);
+});
+
 test('a stream by fetch tells an answer that is none, and what comes in pieces', async () => {
   const { byFetch } = await import('../../src/genctl/page/stream.js');
   const heard = [];

@@ -128,6 +128,7 @@ async def test_a_base_of_another_shape_is_refused_and_nothing_is_changed(empty: 
             await migrate.up(empty)
         assert caught.value.exit_code == 3
         assert caught.value.message.endswith(f"this is not the base that genctl adopts: {difference}")
+        assert caught.value.fix.startswith(("alter table ", "give genctl a database of its own, or make"))
         assert shape(empty) == before
         assert {migration.state for migration in await migrate.status(empty)} == {"pending"}
 
@@ -182,6 +183,12 @@ UNFIT = {
         "alter table generation_sessions add check (status in ('pending', 'processing', 'completed', 'failed'))",
         "generation_sessions has the CHECK generation_sessions_status_check, which refuses a status of genctl's",
         "alter table generation_sessions drop constraint generation_sessions_status_check, or let it take them all",
+    ),
+    "statuses of an enum, by a check that fails on ours": (
+        """create type state as enum ('queued');
+        alter table generation_sessions add constraint known check (status::state is not null)""",
+        "generation_sessions has the CHECK known, which refuses a status of genctl's",
+        "alter table generation_sessions drop constraint known, or let it take them all",
     ),
     "details of another type": (
         "alter table generation_sessions add error_details text",
@@ -411,20 +418,35 @@ async def test_a_trigger_that_leaves_a_session_out_moves_no_credits(kit: Kit) ->
 
 
 @pytest.mark.parametrize(
-    ("found", "told"),
+    ("found", "told", "cure"),
     [
-        ("alter table generation_sessions add run text", "generation_sessions.run is there already (text)"),
-        ("alter table credit_reservations add session_id uuid", "credit_reservations.session_id is there"),
-        ("create table credit_ledger (id int)", "credit_ledger is there already, and genctl did not make it"),
+        (
+            "alter table generation_sessions add run text",
+            "generation_sessions.run is there already (text)",
+            "alter table generation_sessions rename run to product_run, in the product too, and run",
+        ),
+        (
+            "alter table credit_reservations add session_id uuid",
+            "credit_reservations.session_id is there",
+            "alter table credit_reservations rename session_id to product_session_id, in the product too",
+        ),
+        (
+            "create table credit_ledger (id int)",
+            "credit_ledger is there already, and genctl did not make it",
+            "rename it, or give genctl a schema of its own",
+        ),
     ],
 )
-async def test_what_has_the_name_of_something_of_ours_is_refused(empty: str, found: str, told: str) -> None:
+async def test_what_has_the_name_of_something_of_ours_is_refused(
+    empty: str, found: str, told: str, cure: str
+) -> None:
     with psycopg.connect(empty, autocommit=True) as conn:
         conn.execute(BASE + found)
     with pytest.raises(GenctlError) as caught:
         await migrate.up(empty)
     assert caught.value.exit_code == 3
     assert told in caught.value.message
+    assert caught.value.fix.startswith(cure)
 
 
 async def test_down_leaves_every_table_and_column_that_was_there_and_up_adopts_again(empty: str) -> None:

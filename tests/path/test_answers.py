@@ -7,16 +7,16 @@ from contextlib import contextmanager
 
 import psycopg
 import pytest
-from tests.kit import SOON_S, STALL_S, WITHOUT_BREAKER, Kit, until
+from tests.kit import SOON_S, STALL_S, WAITING_FOR_A_LOCK, WITHOUT_BREAKER, Kit, until
 from tests.path.test_troubles import REFUSALS
 
-from genctl import answers, run
+from genctl import answers, pipeline, run
 from genctl.answers import Held
 from genctl.domain.classify import ours
 from genctl.domain.model import Image, Job, LeaseLostError, NotYetError, Session, Status, Success
 from genctl.domain.pace import SOON_S as TURN_SOON_S
 from genctl.edges.db_errors import LockedError
-from genctl.pipeline import Hear, carry, process
+from genctl.pipeline import Hear, at_once, carry, process
 from genctl.run import Hold
 from genctl.services.gatekeeper import Gatekeeper
 from genctl.services.turns import Turns
@@ -248,6 +248,39 @@ async def test_a_job_whose_turn_is_far_off_goes_back_until_then(kit: Kit) -> Non
     assert (row.status, row.attempts, row.unknowns) == (Status.QUEUED, 0, 0)
     assert 55 < (row.due_at - row.read_at).total_seconds() <= 60
     assert await kit.pipeline.claim(session.id, 1) is None
+
+
+async def test_a_job_that_cannot_call_keeps_its_attempt_though_its_row_is_locked(
+    kit: Kit, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease grew old while it waited for its turn, and for longer than a stop would try to give it back."""
+    monkeypatch.setattr(run, "STOP_S", 0.1)
+    monkeypatch.setattr(pipeline, "PUT_OFF_PAUSE_S", 0.05)
+    session = await kit.enqueue()
+
+    async def late() -> Hear:
+        (hold,) = kit.pipeline.runs
+        hold.renewed_at -= run.STALE_S + 1
+        person.execute("select from generation_sessions for update")
+        return await at_once()
+
+    with psycopg.connect(dsn) as person:
+        task = asyncio.create_task(kit.work(late))
+        await until(lambda: lock_is_waited_for(kit))
+        await until(lambda: no_lock_is_waited_for(kit))  # the first try is over
+        person.rollback()
+    row = await task
+    assert row and (row.status, row.attempts, row.unknowns) == (Status.QUEUED, 0, 0)
+    row = await processed(kit, session)
+    assert row and (row.status, row.attempts) == (Status.COMPLETED, 1)
+
+
+async def lock_is_waited_for(kit: Kit) -> bool:
+    return bool(await kit.query(WAITING_FOR_A_LOCK))
+
+
+async def no_lock_is_waited_for(kit: Kit) -> bool:
+    return not await lock_is_waited_for(kit)
 
 
 async def test_a_turn_that_is_further_away_than_soon_is_not_waited_for(kit: Kit) -> None:

@@ -8,13 +8,13 @@ from itertools import pairwise
 from uuid import UUID
 
 import pytest
-from tests.kit import Kit
+from tests.kit import Kit, redrive
 
 from genctl import credits
 from genctl.cancel import cancel
 from genctl.domain.deadletters import Choice, Terms
 from genctl.domain.model import GenctlError, Session
-from genctl.redrive import named, redrive, retry
+from genctl.redrive import named, retry
 from genctl.tools.seedream4 import TOOL
 
 TABLES = ("generation_sessions", "credit_accounts", "credit_reservations", "credit_ledger")

@@ -5,9 +5,10 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sized
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID, uuid4
 
+import aiohttp
 import psycopg
 import pytest
 from tests.ears import BASE, Client, Ear, served
@@ -192,6 +193,22 @@ async def test_without_listen_the_backstop_is_enough(kit: Kit, monkeypatch: pyte
         assert sessions(ear) == [str(failed)]
         assert b"genctl_sse_backstop_found_total 0.0" in client.api.metrics.text()
         assert await client.ask("GET", "/readyz") == (200, {"ready": True})
+
+
+async def test_without_listen_readiness_follows_the_database(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge, "SILENCE_S", 0.1)
+
+    async def gone(*_: object, **__: object) -> NoReturn:
+        raise DatabaseGoneError("DatabaseUnreachable", "away")
+
+    async with served(kit.settings, listen_url="off") as client:
+        await until(lambda: answered(client, 200))
+        with monkeypatch.context() as away:
+            away.setattr(client.api.bridge.db, "rows", gone)
+            await until(lambda: answered(client, 503))
+        await until(lambda: answered(client, 200))
 
 
 async def test_a_payload_is_a_hint_and_the_row_decides(kit: Kit, client: Client) -> None:
@@ -455,4 +472,5 @@ async def test_readiness_is_red_while_the_listener_is_away_and_green_again_by_it
     monkeypatch.setattr(listener, "connect_directly", connect)
     await ready(200)
     monkeypatch.setattr(bridge, "STALE_S", -1.0)
-    await ready(503)
+    async with aiohttp.ClientSession() as http, http.get(f"{client.url}/readyz") as answer:
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "2")

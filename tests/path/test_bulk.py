@@ -68,6 +68,20 @@ async def test_work_that_did_not_come_to_its_end_says_how_to_go_on(
     assert past["goOn"] == "genctl dlq redrive most=4"
 
 
+async def test_work_that_came_to_its_end_is_done_also_where_the_database_takes_long(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "END_S", 0.05)
+    await kit.query(
+        "create function slow() returns trigger language plpgsql as "
+        "$$ begin perform pg_sleep(0.2); return new; end $$"
+    )
+    await kit.query("create trigger slow before update on bulk_work for each row execute function slow()")
+    async with bulk.recorded(kit.db, WHY, Tally()):
+        pass
+    assert [past["state"] for past in await bulk.history(kit.db, 10)] == ["done"]
+
+
 async def test_work_whose_command_was_killed_stands_as_interrupted(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:

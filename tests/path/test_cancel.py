@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 from tests.ears import BASE, Client, served
-from tests.kit import Kit, locked, told_by_the_database, until
+from tests.kit import SOON_S, Kit, locked, told_by_the_database, until
 
-from genctl.cancel import NotWaitingError, cancel
+from genctl.cancel import PAUSE_S, NotWaitingError, cancel
 from genctl.domain.classify import ours
 from genctl.domain.deadletters import Terms
 from genctl.domain.model import LeaseLostError, Session, Status
 from genctl.domain.timeline import hops
 from genctl.edges.db_errors import LockedError
+from genctl.edges.deadline import Deadline, kept
 from genctl.ops.trace import events_of
 from genctl.redrive import named, retry
 from genctl.tools.seedream4 import TOOL
@@ -125,6 +126,22 @@ async def test_a_row_that_somebody_has_locked_is_waited_for_and_then_told(kit: K
             await cancelled(kit, session)
         waiting = asyncio.create_task(cancelled(kit, session))
     assert (await waiting).details["code"] == "Cancelled"
+
+
+async def test_a_person_who_gives_it_more_time_has_a_lock_waited_for_as_long(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--timeout` counts for locks, too."""
+    monkeypatch.setattr("genctl.cancel.WAIT_S", 0.0)
+    sessions, patient = [await kit.enqueue() for _ in range(2)], Deadline(SOON_S, SOON_S, "it", "", print)
+    for session, what in zip(sessions, ("credit_accounts", "generation_sessions"), strict=True):
+        with locked(kit.settings.dsn(), what):
+            with pytest.raises(LockedError):
+                await cancelled(kit, session)
+            with kept(patient):
+                waiting = asyncio.create_task(cancelled(kit, session))
+            await asyncio.wait([waiting], timeout=2 * PAUSE_S)
+        assert (await waiting).details["code"] == "Cancelled"
 
 
 async def test_the_api_cancels_what_waits_and_tells_every_stream(kit: Kit, client: Client) -> None:

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import msgspec
 import psycopg
 import pytest
-from tests.kit import Kit
+from tests.kit import Kit, redrive
 from tests.path.test_interleavings import SETTINGS, Mailbox
 
 from genctl import credits
@@ -28,7 +28,6 @@ from genctl.edges.db_errors import LockedError
 from genctl.edges.sqs_shapes import Message, System
 from genctl.enqueue import enqueue
 from genctl.pipeline import Pipeline
-from genctl.redrive import redrive
 from genctl.run import Claim, Hold, Mark, Settlement
 from genctl.sweep import sweep
 from genctl.tools.seedream4 import TOOL

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.kit import Kit
+from tests.kit import Kit, QueueServer, redrives_to
 from tests.path.test_redrive import failed, few_calls_at_once  # noqa: F401 (a fixture)
 
 from genctl.base.printable import is_printable
@@ -20,7 +20,12 @@ from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError
 from genctl.edges.sqs_shapes import Attribute, Message, System
 from genctl.ops import export as ops
+from genctl.ops import importing
+from genctl.ops import redrive as redriving
+from genctl.ops.bulk import Errand
+from genctl.ops.dlq import look_at, shown
 from genctl.ops.export import new_file, write
+from genctl.ops.redrive import RedriveOptions
 from genctl.ops.sampling import Survey
 
 
@@ -69,6 +74,47 @@ async def test_what_is_discarded_is_in_the_file(kit: Kit, tmp_path: Path) -> Non
     assert done == {"meant": 1, "discarded": 1}
     assert [line["body"] for line in lines(path)] == ["poison"]
     assert [copy.attributes["code"] for copy in await kit.copies()] == ["InvalidParameter"]
+
+
+async def test_no_message_is_discarded_that_came_after_the_look_that_a_person_agreed_to(
+    kit: Kit, sqs_server: QueueServer, tmp_path: Path
+) -> None:
+    await kit.pipeline.send_copy("old", "MalformedMessage")
+    url, client = kit.pipeline.dlq.url, sqs_server.client
+
+    def meanwhile(question: str) -> None:
+        assert question == "Delete 1 message of the DLQ?"
+        client.receive_message(QueueUrl=url, VisibilityTimeout=1)
+        client.send_message(QueueUrl=url, MessageBody="new")
+
+    errand = Errand("dlq discard", lambda **_: "genctl dlq discard", confirm=meanwhile)
+    done = await ops.discard(kit.settings, Choice(), tmp_path / "gone.jsonl", errand)
+    assert done["discarded"] <= 1
+    assert "new" in [copy.body for copy in await kit.copies()]
+
+
+async def test_whoever_looks_into_a_dlq_with_a_policy_of_its_own_is_warned(
+    kit: Kit, sqs_server: QueueServer, tmp_path: Path
+) -> None:
+    """Receiving too often moves its messages on; the person hears it before."""
+    await failed(kit)
+    sqs_server.client.set_queue_attributes(
+        QueueUrl=kit.pipeline.dlq.url, Attributes=redrives_to(kit.pipeline.queue.name)
+    )
+    (copy,), path, notes = await kit.copies(), tmp_path / "x.jsonl", list[str]()
+    errand = Errand("a test", lambda **_: "genctl", confirm=lambda _: None, note=notes.append)
+    note, anything = notes.append, Choice()
+    for look in (
+        look_at(kit.settings, anything, terminal.progress, note),
+        shown(kit.settings, copy.message_id, note),
+        ops.export(kit.settings, anything, path, again, terminal.progress, note),
+        importing.carry_out(kit.settings, path, errand),
+        redriving.carry_out(kit.settings, RedriveOptions(most=1), errand),
+        ops.discard(kit.settings, anything, None, errand),
+    ):
+        await look
+        assert "has a redrive policy" in notes[0]
+        notes.clear()
 
 
 async def test_a_disk_that_takes_no_more_is_told_and_nothing_is_deleted(kit: Kit, tmp_path: Path) -> None:

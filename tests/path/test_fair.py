@@ -10,7 +10,7 @@ from functools import partial
 from uuid import UUID, uuid4
 
 import pytest
-from tests.kit import Kit, until
+from tests.kit import Kit, redrive, until
 from tests.path.test_polite import statuses, working
 from tests.path.test_shared_pace import lives
 
@@ -21,7 +21,6 @@ from genctl.edges.sqs import Queue
 from genctl.edges.sqs_shapes import EntryResult, Message, Outgoing
 from genctl.enqueue import enqueue
 from genctl.pipeline import Pipeline
-from genctl.redrive import redrive
 from genctl.services.hands import Taken, dealt
 from genctl.tools.seedream4 import TOOL
 

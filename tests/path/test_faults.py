@@ -57,6 +57,29 @@ async def test_the_connection_that_has_shown_that_one_can_connect_is_used(
         until_sync(lambda: not conn.execute(others).fetchall())
 
 
+async def test_a_restart_of_the_server_costs_no_question(dsn: str) -> None:
+    """A connection that was cut while nobody used it is replaced before it is used, and the others with it."""
+    async with Database.open(dsn, size=3) as db:
+        await asyncio.gather(*(db.rows("backend") for _ in range(9)))
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            conn.execute(
+                "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
+                " where datname = current_database() and pid <> pg_backend_pid()"
+            )
+        for _ in range(4):
+            assert await db.rows("backend")
+
+
+async def test_words_of_the_server_that_nobody_asked_for_end_no_connection(dsn: str) -> None:
+    async with Database.open(dsn, size=1) as db:
+        (before,) = await db.rows("backend")
+        async with db._connection() as conn:
+            await conn.execute("listen words")
+        with psycopg.connect(dsn, autocommit=True) as other:
+            other.execute("notify words")
+        assert await db.rows("backend") == [before]
+
+
 async def test_a_cancellation_that_comes_with_the_connection_is_heard(dsn: str) -> None:
     """A worker whose watch of the gate was cancelled so never ended; tried some steps of the loop after."""
     async with Database.open(dsn, size=1) as db:

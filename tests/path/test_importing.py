@@ -109,20 +109,24 @@ async def test_what_a_redrive_would_drop_or_leave_to_another_tool_stays_in_the_f
     assert "cem" not in str(await redriven(kit))
 
 
-async def test_a_line_that_holds_no_message_is_named_and_the_others_go_back(kit: Kit, tmp_path: Path) -> None:
+async def test_a_line_that_holds_no_message_is_named_and_the_others_go_back(
+    kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "LONGEST", 40_000)
     for _ in range(2):
         await failed(kit)
     path = tmp_path / "x.jsonl"
     await exported(kit, path)
     await emptied(kit)
     one, two = path.read_text().splitlines()
-    lines = ["dear diary", one, "", '{"messageId": "m"}', "[" * 100_000, two, one[:40]]
+    undated = msgspec.json.encode(msgspec.json.decode(one) | {"sentAt": "0001-01-01T00:00:00"}).decode()
+    lines = ["dear diary", one, "", '{"messageId": "m"}', "[" * 100_000, two, undated, one[:40]]
     path.write_text("\n".join(lines))
     notes: list[str] = []
     done = await imported(kit, path, notes=notes)
-    assert (done["imported"], done["unreadable"]) == (2, 4)
-    assert [note.partition(":")[0] for note in notes] == ["line 1", "line 4", "line 5", "line 7"]
-    assert notes[-1] == "line 7: it is cut short"
+    assert (done["imported"], done["unreadable"]) == (2, 5)
+    assert [note.partition(":")[0] for note in notes] == [f"line {number}" for number in (1, 4, 5, 7, 8)]
+    assert notes[-1] == "line 8: it is cut short"
     assert path.read_text() == "\n".join(lines)
 
 

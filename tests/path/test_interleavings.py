@@ -30,6 +30,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from psycopg.rows import dict_row
+from tests.kit import redrive
 
 from genctl import credits
 from genctl.base.settings import Settings
@@ -44,7 +45,6 @@ from genctl.edges.sqs import Queue
 from genctl.edges.sqs_shapes import Attribute, EntryResult, Message, Outgoing, System
 from genctl.enqueue import enqueue
 from genctl.pipeline import Hear, Pipeline, at_once, carry
-from genctl.redrive import redrive
 from genctl.sweep import sweep
 from genctl.tools.seedream4 import TOOL
 from genctl.tools.wire import Wire

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from tests.kit import Kit
+from tests.kit import Kit, redrive
 from tests.path.test_contention import copy_of
 
 from genctl import credits, gate
@@ -19,7 +19,6 @@ from genctl.domain.model import Session, Status
 from genctl.edges.db import Database, as_json
 from genctl.enqueue import enqueue
 from genctl.ledger import movement
-from genctl.redrive import redrive
 from genctl.run import Claim, Hold
 from genctl.tools.seedream4 import TOOL
 

@@ -92,6 +92,19 @@ async def test_what_fails_while_the_connection_is_away_is_caught_up_once(
     assert len(followed.failures) == 3
 
 
+async def test_one_whose_connections_are_all_cut_catches_up_as_soon_as_it_hears(
+    followed: Followed, dsn: str
+) -> None:
+    """As after a restart of the server."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity "
+            "where datname = current_database() and pid <> pg_backend_pid()"
+        )
+    await followed.noted("caught up, 0 missed")
+    assert [note for note in followed.notes if note.startswith("cannot read")] == []
+
+
 async def test_forged_payloads_are_only_hints(kit: Kit, followed: Followed) -> None:
     for payload in ("", "{}", "no json", '{"session_id": 5}', '{"session_id": "x"}', "[1]", '"x"'):
         await kit.query("select pg_notify('session_completed', %s)", payload)

@@ -16,12 +16,12 @@ import structlog
 from tests.ears import BASE, SECRET, Client, served
 from tests.kit import STALL_S, Kit, free_port, locked, until
 
-from genctl import credits, gate
+from genctl import credits, gate, run
 from genctl.base.tokens import Tokens
 from genctl.domain.classify import classify
 from genctl.domain.model import Answer
 from genctl.edges.db import Database
-from genctl.edges.db_errors import LockedError
+from genctl.edges.db_errors import DatabaseSilentError, LockedError
 from genctl.enqueue import enqueue
 from genctl.ledger import WAIT_S, AccountLockedError, movement
 from genctl.ops.status import look
@@ -317,6 +317,24 @@ async def test_a_table_that_is_locked_is_told_to_all_holds_at_once(kit: Kit, dsn
             await kit.pipeline.runs.extend(holds)
         assert time.monotonic() - began < SLOW_S
     assert await kit.pipeline.runs.extend(holds) == []
+
+
+async def test_a_row_whose_renewal_hangs_takes_no_lease_from_others(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as by a trigger of the product's: theirs are noted as renewed, and a lost one among them as lost."""
+    monkeypatch.setattr(run, "TOGETHER_S", 0.2)
+    claimed = [await kit.pipeline.claim((await kit.enqueue()).id, 1) for _ in range(4)]
+    hangs, lost, *well = [Hold(session, -run.STALE_S) for session in claimed if session]
+    await kit.query(f"""
+        create function hang() returns trigger language plpgsql as $$ begin perform pg_sleep(60); end $$;
+        create trigger hang before update on generation_sessions for each row
+          when (new.id = '{hangs.session.id}') execute function hang()""")
+    await kit.query("update generation_sessions set lease = 9 where id = %s", lost.session.id)
+    assert await kit.pipeline.runs.extend([hangs, lost, *well]) == [lost]
+    assert [hold.renewed_at > 0 for hold in (hangs, *well)] == [False, True, True]
+    with pytest.raises(DatabaseSilentError):
+        await kit.pipeline.runs.extend([hangs, *well])
 
 
 async def test_a_database_that_is_away_is_not_told_as_connections_that_are_used_up(

@@ -1,10 +1,13 @@
 """Many orders of one command: all or none are begun, and what stopped goes on without doubling."""
 
+import asyncio
+import time
+from itertools import pairwise
 from typing import Any
 
 import msgspec
 import pytest
-from tests.kit import Kit
+from tests.kit import SOON_S, Kit
 from tests.path.test_bulk import typed
 
 from genctl import gate
@@ -85,6 +88,44 @@ async def test_orders_that_stop_in_the_middle_go_on_without_doubling(
     assert notes[1:] == [f"{count} of 9 jobs were ordered before" for count in (6, 9)]
     assert await numbers(kit, key) == [str(n) for n in range(1, 10)]
     assert await kit.balance("ann-1") == 1000 - 5 * 4
+
+
+async def test_a_rate_bounds_the_time_between_jobs_and_nothing_waits_behind_the_last(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a database that was slow to begin let a burst of jobs through."""
+    began: list[float] = []
+
+    async def noted(*args: Any, **more: Any) -> Any:
+        began.append(time.monotonic())
+        await asyncio.sleep(0.2 if len(began) == 1 else 0.0)
+        return await whole(*args, **more)
+
+    monkeypatch.setattr(enqueue, "enqueue", noted)
+    async with asyncio.timeout(SOON_S):
+        await ordered(kit, rate=0.01)
+        began.clear()
+        await ordered(kit, count=4, rate=10.0)
+    assert all(later - earlier >= 0.1 for earlier, later in pairwise(began))
+
+
+async def test_of_two_that_go_on_with_one_key_at_once_the_second_stops_and_says_how(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    wish = EnqueueOptions(prompt="a test", user="ann", count=2)
+    key = wish.new_key(wish.tool(kit.settings))
+
+    async def late(*args: Any, **more: Any) -> Any:
+        monkeypatch.setattr(enqueue, "enqueue", whole)
+        await ordered(kit, notes, count=2, key=key)  # the first
+        return await whole(*args, **more)
+
+    monkeypatch.setattr(enqueue, "enqueue", late)
+    with pytest.raises(GenctlError, match="at least 0 of 2 jobs were ordered") as caught:
+        await ordered(kit, notes, count=2, key=key)
+    assert caught.value.fix == f"genctl enqueue grant=None key={key}"
+    assert await numbers(kit, key) == ["1", "2"]
 
 
 async def test_credits_that_run_out_in_the_middle_are_told_for_all_that_is_left(

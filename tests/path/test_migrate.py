@@ -7,15 +7,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from tests.adopted import BASE
 from tests.kit import WAITING_FOR_A_LOCK, until, until_sync
 
 from genctl.base import assets
 from genctl.domain.model import GenctlError
-from genctl.edges import migrate
+from genctl.edges import deadline, migrate
 from genctl.ops.stack.layout import find_binaries
 
 FILES = list(migrate.files())
@@ -239,10 +241,35 @@ async def test_one_that_waits_for_another_says_for_whom_and_on_what_that_waits(
             told = await asyncio.wait_for(said.get(), 20)
             assert f"backend {dead.info.backend_pid} of" in told
             assert f"waits itself for backend {reader.info.backend_pid};" in told
+            assert f"psql \"$DATABASE_URL\" -c 'select pg_terminate_backend({dead.info.backend_pid})'" in told
             reader.rollback()
             await building
         assert await migrating == []
     assert said.empty()
+
+
+@pytest.mark.parametrize(
+    ("lock", "told", "fix"),
+    [
+        (f"select pg_advisory_lock({migrate.LOCK_KEY})", "backend {} of .* migrates this database", "again"),
+        ("lock table generation_sessions", "did not answer in .*: it waits for pid {} ", "psql .*{}"),
+    ],
+)
+async def test_one_whose_time_is_over_names_whom_it_waited_for(
+    empty: str, monkeypatch: pytest.MonkeyPatch, lock: str, told: str, fix: str
+) -> None:
+    monkeypatch.setattr(deadline, "LOOK_AFTER_S", 0.2)
+    monkeypatch.setattr(deadline, "LOOK_EVERY_S", 0.1)
+    limit = deadline.Deadline(within_s=1.0, lock_s=None, name=f"test {uuid4()}", again="again", note=str)
+    with psycopg.connect(empty) as holder:
+        holder.execute(BASE)
+        holder.commit()
+        holder.execute(lock.encode())
+        with deadline.kept(limit), pytest.raises(GenctlError) as caught:
+            await migrate.up(empty)
+        pid = holder.info.backend_pid
+    assert re.search(told.format(pid), caught.value.message)
+    assert re.search(fix.format(pid), caught.value.fix)
 
 
 async def test_a_database_of_other_habits_is_migrated_there_and_back(empty: str) -> None:

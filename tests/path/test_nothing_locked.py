@@ -5,7 +5,7 @@ import dataclasses
 
 import msgspec
 import psycopg
-from tests.kit import Kit, until, until_sync
+from tests.kit import Kit, redrive, until, until_sync
 from tests.path.test_guards import CRASHED, claimed
 from tests.postgres_proxy import PostgresProxy
 from tests.script import Planned, Script
@@ -15,7 +15,6 @@ from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice, Terms
 from genctl.edges.db import Statement, as_json, sql
 from genctl.enqueue import enqueue
-from genctl.redrive import redrive
 from genctl.tools.seedream4 import TOOL
 
 MOST = 100  # endings of one transaction

@@ -256,10 +256,10 @@ async def test_short_credits_store_nothing(kit: Kit) -> None:
 
 
 async def test_one_short_user_stops_the_whole_batch(kit: Kit) -> None:
-    orders = [kit.order(user="rich"), kit.order(user="poor", cost=2000)]
-    with pytest.raises(GenctlError, match="user poor has 1000 credits and needs 2000") as caught:
+    orders = [kit.order(user="rich"), kit.order(user="poor tom", cost=2000)]
+    with pytest.raises(GenctlError, match="user poor tom has 1000 credits and needs 2000") as caught:
         await enqueue(orders, db=kit.db, queue=kit.pipeline.queue, tool=TOOL.name, opening=1000)
-    assert caught.value.fix.endswith("--user poor --amount 1000")
+    assert caught.value.fix.endswith("--user 'poor tom' --amount 1000")
     assert await kit.query("select from generation_sessions") == []
     assert await kit.balance("rich") == 1000
 

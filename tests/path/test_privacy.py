@@ -9,7 +9,7 @@ from tests.path.test_redrive import failed, redriven
 
 from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError, Session, Status
-from genctl.edges.db import Database, as_json
+from genctl.edges.db import Database, Row, as_json
 from genctl.ledger import movement
 from genctl.ops import privacy, sampling
 from genctl.ops.bulk import Errand, history
@@ -182,6 +182,22 @@ async def test_a_session_that_begins_meanwhile_is_left_as_it_is_and_counted(
     (entry,) = await history(kit.db, 1)
     assert entry["state"] == "stopped"
     assert entry["goOn"]
+
+
+async def test_a_session_that_began_and_ended_meanwhile_is_erased_too(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, rows, later = await failed(kit), Database.rows, list[Session]()
+
+    async def rows_and_an_order(db: Database, name: str, **params: Any) -> list[Row]:
+        found = await rows(db, name, **params)
+        if name == "erase_sessions" and not later:
+            later.append(await failed(kit))
+        return found
+
+    monkeypatch.setattr(Database, "rows", rows_and_an_order)
+    assert (await erased(kit))["sessions"] == 2
+    assert [(await kit.row(session)).prompt for session in (first, *later)] == ["", ""]
 
 
 async def test_a_session_that_somebody_has_locked_is_counted_and_left_for_the_next_time(kit: Kit) -> None:

@@ -189,6 +189,9 @@ async def test_a_source_that_hangs_holds_up_only_who_connects(door: Door, aws: p
         "postgresql:///x?host=/run/postgresql",
         "postgresql://db/x",
         "postgresql://painter:pw@db/x",
+        "postgresql://painter@db/x?port=1,2",
+        "postgresql://painter@db:port/x",
+        "postgresql://painter@db:65536/x",
     ],
 )
 def test_a_url_that_fits_no_token_is_refused(url: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+import time
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psycopg
 import pytest
-from tests.kit import Kit, until
+import structlog
+from tests.kit import Kit, locked, true, until
 
 from genctl import gate
 from genctl.base.settings import Settings
@@ -22,7 +25,8 @@ from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError, Session, Status
 from genctl.domain.orders import change
 from genctl.edges.sqs import Queue
-from genctl.edges.sqs_shapes import EntryResult, Outgoing
+from genctl.edges.sqs_shapes import EntryResult, Message, Outgoing
+from genctl.ledger import movement
 from genctl.ops import export, sampling
 from genctl.ops import redrive as ops
 from genctl.ops.bulk import Errand
@@ -32,6 +36,7 @@ from genctl.ops.redrive import Redrive, Redriven, RedriveOptions
 from genctl.ops.sampling import Survey
 from genctl.tools.seedream4 import TOOL
 
+SLOW_S = 10.0  # of a busy machine
 ASKED = Errand("a test", lambda **_: "genctl")
 
 
@@ -297,6 +302,147 @@ async def test_two_at_once_give_each_job_one_run(kit: Kit) -> None:
     assert await kit.violations() == []
 
 
+async def many_failed(kit: Kit, count: int, users: int) -> list[str]:
+    """So many failed sessions, dealt to the users in turn, and their copies."""
+    await movement(kit.db, [f"user-{n}" for n in range(users)], opening=1000)
+    made = await kit.query(
+        """
+        with made as (
+          insert into generation_sessions (id, user_id, model, prompt, status, reservation_id, run,
+            completed_at, error_details, enqueued_at, dlq_sent_at, attempts)
+          select gen_random_uuid(), 'user-' || n %% %s, 'seedream-4-0-250828', 'a test', 'failed',
+            gen_random_uuid(), 1, now(), '{"code": "HTTP500", "category": "server"}', now(), now(), 1
+          from generate_series(1, %s) n returning id, user_id, reservation_id
+        )
+        insert into credit_reservations (id, user_id, amount, status, session_id, run, released_at)
+        select reservation_id, user_id, 4, 'released', id, 1, now() from made returning session_id::text
+        """,
+        users,
+        count,
+    )
+    ids = [str(row["session_id"]) for row in made]
+    body = '{{"version":1,"tool":"seedream4","sessionId":"{}","run":1}}'
+    await kit.pipeline.dlq.send([Outgoing(body.format(id_)) for id_ in ids])
+    return ids
+
+
+def all_told(done: Redriven) -> bool:
+    """Whether each message that came is counted, once."""
+    tally = done.tally
+    return tally.redriven + tally.stale + sum(tally.skipped.values()) + tally.failed == done.seen
+
+
+async def test_batches_at_once_do_not_keep_each_other_from_their_users(kit: Kit) -> None:
+    """Nor does a database that takes long, as on a busy machine: each batch holds all the users' accounts."""
+    await many_failed(kit, 80, users=10)
+    await kit.query(
+        "create function slow() returns trigger language plpgsql as "
+        "$$ begin perform pg_sleep(0.4); return null; end $$"
+    )
+    await kit.query("create trigger slow after update on generation_sessions execute function slow()")
+    done = await redriven(kit)
+    assert (done.tally.redriven, done.tally.skipped, done.locked) == (80, {}, {})
+    assert all_told(done)
+
+
+async def test_users_whose_accounts_are_free_do_not_wait_for_those_that_are_locked(
+    kit: Kit, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four are locked, one of them only for a moment: the others' jobs run, and each message is counted."""
+    monkeypatch.setattr("genctl.redrive.WAIT_S", 1.0)
+    await many_failed(kit, 20, users=10)
+    these = "credit_accounts where user_id in ('user-0', 'user-1', 'user-2')"
+    with locked(dsn, these), locked(dsn, "credit_accounts where user_id = 'user-9'") as briefly:
+        redriving = asyncio.create_task(redriven(kit))
+        await until(lambda: kit.query("select from generation_sessions where run = 2"))
+        briefly.rollback()
+        with structlog.testing.capture_logs() as lines:
+            done = await redriving
+    given_up = [line for line in lines if line["event"] == "redrive.locked"]
+    assert len(given_up) == 1, "the second batch does not wait for the same users again"
+    assert (done.tally.redriven, done.tally.skipped) == (14, {"its user's account is locked": 6})
+    assert set(done.locked) == {"user-0", "user-1", "user-2"}
+    assert all_told(done)
+    assert len(await kit.copies()) == 6  # at once: nothing is left hidden
+    assert (await redriven(kit)).tally.redriven == 6
+
+
+async def test_a_table_that_somebody_has_locked_is_told_and_no_job_is_lost(
+    kit: Kit, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by an index that is built without CONCURRENTLY: not one time-out for each job."""
+    monkeypatch.setattr(ops, "BATCH", 100)
+    monkeypatch.setattr("genctl.redrive.WAIT_S", 0.5)
+    await many_failed(kit, 100, users=10)
+    with psycopg.connect(dsn) as person:
+        person.execute("lock table generation_sessions in share mode")
+        began = time.monotonic()
+        done = await redriven(kit)
+        assert time.monotonic() - began < SLOW_S
+        person.rollback()
+    assert done.tally.skipped == {"another transaction holds a lock": 100}
+    assert all_told(done)
+    error = done.still_locked(lambda: "genctl dlq redrive --all")
+    assert error
+    assert (error.code, error.exit_code, error.message[:7]) == ("Locked", 3, "100 job")
+    assert (await redriven(kit)).tally.redriven == 100
+
+
+async def test_what_was_begun_when_a_signal_came_is_counted_and_owed(kit: Kit) -> None:
+    await many_failed(kit, 10, users=2)
+    send, sending = kit.pipeline.queue.send, asyncio.Event()
+    async with Redrive.open(kit.settings, RedriveOptions(choice=Choice())) as under_way:
+
+        async def hangs(out: list[Outgoing]) -> list[EntryResult]:
+            sending.set()
+            await asyncio.Event().wait()
+            return await send(out)
+
+        under_way.pipeline.queue.send = hangs  # type: ignore[method-assign, assignment]
+        running = asyncio.create_task(under_way.run())
+        await sending.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert (under_way.done.tally.redriven, under_way.done.tally.failed) == (0, 10)
+    assert len(await kit.copies()) == 10
+    assert (await redriven(kit)).tally.stale == 10
+    assert not await kit.query("select from generation_sessions where enqueued_at is null")
+
+
+async def test_a_copy_that_comes_again_while_its_batch_takes_long_is_deleted_all_the_same(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQS deletes a message by its newest receipt alone."""
+    monkeypatch.setattr(sampling, "LOOK_S", 1)
+    monkeypatch.setattr(sampling, "IDLE_RECEIVES", 3)
+    await many_failed(kit, 1, users=1)
+    async with Redrive.open(kit.settings, RedriveOptions(choice=Choice())) as under_way:
+        send, dlq, deleted = under_way.pipeline.queue.send, under_way.pipeline.dlq, list[str]()
+        receive, receipts = dlq.receive, list[str]()
+
+        async def late(out: list[Outgoing]) -> list[EntryResult]:
+            await until(lambda: true(len(receipts) > 1))
+            return await send(out)
+
+        async def received(*how: Any, **more: Any) -> list[Message]:
+            came = await receive(*how, **more)
+            receipts.extend(message.receipt for message in came)
+            return came
+
+        async def delete(these: list[str]) -> list[str | None]:
+            deleted.extend(these)
+            return await Queue.delete(dlq, these)
+
+        monkeypatch.setattr(under_way.pipeline.queue, "send", late)
+        monkeypatch.setattr(dlq, "receive", received)
+        monkeypatch.setattr(dlq, "delete", delete)
+        done = await under_way.run()
+    assert (done.tally.redriven, done.seen) == (1, 1)
+    assert deleted == receipts[1:2]
+    assert await kit.copies() == []
+
+
 async def test_a_job_that_sqs_did_not_take_keeps_its_copy_and_is_sent_by_the_next(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -476,7 +622,7 @@ async def test_what_was_done_is_told_also_when_it_ends_early(
         with pytest.raises(GenctlError):
             await under_way.run(note=told.append)
     assert told == [
-        "until then: 0 redriven, 0 stale, 0 skipped, 0 failed; run it again to finish what was under way"
+        "until then: 1 redriven, 0 stale, 0 skipped, 0 failed; run it again to finish what was under way"
     ]
 
 

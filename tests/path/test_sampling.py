@@ -5,10 +5,11 @@ from itertools import count
 from typing import Any
 
 import pytest
-from tests.kit import Kit
+from tests.kit import SOON_S, Kit
 
 from genctl.domain.model import GenctlError
 from genctl.edges.sqs_shapes import Message, Outgoing
+from genctl.ops import sampling
 from genctl.ops.sampling import COUNTS, Survey, sampled
 
 
@@ -49,6 +50,53 @@ async def test_what_one_receive_brought_is_shown_again_when_another_fails(
             await one.receive(30)
     monkeypatch.undo()
     assert len(await kit.copies()) == 5
+
+
+async def test_what_comes_back_because_we_take_long_hides_nothing_new(kit: Kit) -> None:
+    """One at a time, as at a low rate: all that came is visible again, and stands before the rest."""
+    dlq, found = kit.pipeline.dlq, list[Message]()
+    await dlq.send([Outgoing(str(number)) for number in range(8)])
+    async with Survey.over(dlq) as one:
+        while came := await one.receive(1):
+            found += came
+            await dlq.hide([(receipt, 0) for receipt, _ in one._hidden.values()])
+        assert one.counts == {"seen": 8, "approximate": 8}
+    assert {message.body for message in found} == {str(number) for number in range(8)}
+
+
+async def test_what_was_sent_since_the_pass_began_hides_nothing_either(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs that fail again at once: their copies may come first, and are no sign of the end."""
+    dlq = kit.pipeline.dlq
+    await dlq.send([Outgoing("old")])
+    (old,) = await dlq.receive(1, wait_s=1, visibility_s=600)
+    async with Survey.over(dlq, bounded=True) as one:
+        await dlq.send([Outgoing(f"late {number}") for number in range(4)])
+        monkeypatch.setattr(one, "until", old.sent_at)
+        receive, calls = dlq.receive, count(1)
+
+        async def shown_after_four(*args: Any, **kwargs: Any) -> list[Message]:
+            if next(calls) == 5:
+                await dlq.hide([(old.receipt, 0)])
+            return await receive(*args, **kwargs)
+
+        monkeypatch.setattr(dlq, "receive", shown_after_four)
+        assert [message.body for message in await one.receive(1)] == ["old"]
+    monkeypatch.undo()
+    assert len(await kit.copies()) == 5
+
+
+async def test_messages_that_nobody_can_hide_keep_no_pass_busy(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "LOOK_S", 0)
+    monkeypatch.setattr(sampling, "SLACK", 5)
+    await kit.pipeline.dlq.send([Outgoing(str(number)) for number in range(3)])
+    async with asyncio.timeout(SOON_S), Survey.over(kit.pipeline.dlq) as one:
+        while await one.receive(1):
+            pass
+        assert one.seen <= 3
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,15 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import structlog
-from tests.kit import STALL_S, Kit, at_work, true, until
+from tests.kit import STALL_S, Kit, at_work, locked, true, until
 
 from genctl import pace
-from genctl.domain.model import GenctlError, NotYetError
-from genctl.domain.pace import AHEAD_S, SLACK_S
+from genctl.domain.model import Category, Failure, GenctlError, NotYetError, Outcome, Session, Status
+from genctl.domain.pace import AHEAD_S, FEW, FIRST_RATE, SLACK_S
 from genctl.domain.workers import OLDER, is_older
 from genctl.edges.db import Database
 from genctl.edges.db_errors import DatabaseGoneError
@@ -187,6 +188,20 @@ async def test_a_retry_after_and_a_429_reach_all_and_a_person_can_forget_them(ki
 # --- what workers make of it
 
 
+async def test_a_429_that_a_verdict_makes_final_lowers_the_rate_too(kit: Kit) -> None:
+    await lives(kit, "w")
+    turns = Turns(kit.db, TOOL.name, "w", gatekeeper(kit), unsent=lambda: 1, changed=lambda: None)
+    await turns.look()
+    busy = Failure(
+        code="X", category=Category.RATE_LIMIT, fatal=True, outcome=Outcome.REFUSED, user_message="busy"
+    )
+    session = Session(uuid4(), "ann", None, None, Status.PROCESSING, run=1, attempts=1, unknowns=0, lease=1)
+    for _ in range(FEW):
+        (await turns.take())(busy, session)
+    await turns.look()
+    assert (await pace.read(kit.db))[TOOL.name].taught == FIRST_RATE
+
+
 def gatekeeper(kit: Kit) -> Gatekeeper:
     return Gatekeeper(
         kit.db, TOOL.name, failures=None, call_s=1.0, send_back=lambda: None, default_model=TOOL.default_model
@@ -253,6 +268,32 @@ async def test_a_database_that_answers_slowly_stops_no_calls(
     async with asyncio.timeout(20):
         await ran(caller)
     assert len(caller.began) == 5
+
+
+async def test_a_pace_that_somebody_has_locked_stops_no_worker_without_limits(kit: Kit) -> None:
+    """Not even one that begins now."""
+    await lives(kit, "w")
+    caller = Caller(kit, "w", 2)
+    with locked(kit.settings.dsn(), "tool_paces"):
+        async with asyncio.timeout(5):
+            await ran(caller)
+    assert len(caller.began) == 2
+
+
+async def test_a_worker_that_hears_of_a_limit_begins_no_call_before_the_others_know_its_part(
+    kit: Kit,
+) -> None:
+    await lives(kit, "free")
+    turns = Turns(kit.db, TOOL.name, "free", gatekeeper(kit), unsent=lambda: 1, changed=lambda: None)
+    await turns.look()
+    assert turns._wait_s(time.monotonic()) == 0.0
+    await lives(kit, "limited", max_in_flight=1)
+    await turns.look()
+    assert turns._wait_s(time.monotonic()) is None
+    async with asyncio.timeout(0.5):
+        await turns.wait()
+    await turns.look()
+    assert turns._wait_s(time.monotonic()) == 0.0
 
 
 async def test_twenty_workers_at_once_keep_the_rate_and_none_starves(kit: Kit) -> None:

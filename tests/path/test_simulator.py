@@ -15,7 +15,9 @@ import structlog.testing
 from aiohttp.test_utils import BaseTestServer, TestServer
 from tests.process.place import GENCTL, Running, clean_env
 
+from genctl.domain.model import GenctlError
 from genctl.services.asked import lacking, model_of
+from genctl.services.listening import listening
 from genctl.services.scenarios import REQUEST_ID, SCENARIOS, Scenario, marked
 from genctl.services.simulator import TYPES, app
 from genctl.tools.seedream4 import MODELS, TOOL
@@ -231,6 +233,12 @@ def test_the_page_tells_the_limits_of_each_model() -> None:
     assert told == set(MODELS.values())
 
 
+@pytest.mark.parametrize("host", ["nowhere.invalid", "x" * 300])
+def test_a_host_that_there_is_not_is_one_line(host: str) -> None:
+    with pytest.raises(GenctlError, match=r"simulator: cannot listen on .*: (Name|Temporary|it is no)"):
+        listening("simulator", host, 0)
+
+
 async def test_what_is_missing_is_named(client: Client) -> None:
     for body, param in (
         ({"prompt": "x"}, "model"),
@@ -282,6 +290,13 @@ async def test_a_reference_may_only_be_so_large(client: Client, monkeypatch: pyt
 async def test_a_scenario_that_nobody_knows_is_answered_with_the_next_name(client: Client) -> None:
     _, body = await client.ask({**BODY, "prompt": marked("x", "rate-limt")})
     assert "no scenario 'rate-limt': did you mean rate-limit?" in body["error"]["message"]
+
+
+async def test_a_body_that_nests_too_deeply_is_refused_in_the_providers_form(client: Client) -> None:
+    url, key = client.server.make_url(PATH), {"Authorization": "Bearer k"}
+    async with client.http.post(url, data=b"[" * 100_000, headers=key) as response:
+        error = (await response.json())["error"]
+    assert (response.status, error["code"], error["param"]) == (400, "InvalidParameter", "body")
 
 
 async def test_a_body_that_is_too_large_is_refused_in_the_providers_form(

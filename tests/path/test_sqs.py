@@ -274,6 +274,20 @@ async def test_only_the_entries_that_sqs_failed_are_sent_again() -> None:
     assert [e["ReceiptHandle"] for e in script.requests[-1][1]["Entries"]] == ["r2"]
 
 
+@pytest.mark.parametrize(
+    ("id_", "fate"), [("9", "SQS left it out of its answer"), ("first", "the answer is not SQS's")]
+)
+async def test_an_answer_about_an_entry_that_nobody_sent_is_not_believed(id_: str, fate: str) -> None:
+    other = {"Failed": [{"Id": id_, "Code": "Oops", "SenderFault": False}]}
+    async with Script(FACTS, says(200, other)).serving() as sqs:
+        queue = await sqs.queue(URL)
+        try:
+            (told,) = await queue.delete(["r0"])
+        except GenctlError as error:
+            told = error.message
+    assert fate in (told or "")
+
+
 async def test_one_bad_entry_takes_no_good_one_with_it() -> None:
     """SQS refuses a whole batch for some faults of one entry."""
     bad, good = fault(400, "InvalidMessageContents"), says(200, {"Successful": [{"Id": "0"}]})

@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 import pytest
-from tests.kit import Kit, QueueServer
+from tests.kit import Kit, QueueServer, locked
 from tests.proxies import pgbouncer
 
 from genctl import credits, gate
@@ -51,6 +51,34 @@ async def test_a_run_whose_worker_fell_silent_goes_back_once_and_then_ends(kit: 
     assert copy.body == kit.body(session)
     assert await kit.balance() == 1000
     assert await kit.sweep() == []
+
+
+async def test_a_crash_stays_one_though_a_lock_has_kept_the_sweeper_from_the_end(kit: Kit, dsn: str) -> None:
+    """Whoever ends the run later says what the sweeper would have said: nobody knows what the provider did."""
+    session = await kit.enqueue()
+    await kit.pipeline.claim(session.id, 1)
+    await kit.query(f"{DEAD}; update generation_sessions set attempts = 3")
+    with locked(dsn):
+        assert await kit.sweep() == []
+    row = await kit.work()
+    assert row and (row.status, row.attempts) == (Status.FAILED, 3)
+    assert (row.details["code"], row.details["outcome"]) == ("WorkerCrashed", "unknown")
+
+
+async def test_runs_of_a_dead_worker_go_back_at_once_though_their_users_account_is_locked(
+    kit: Kit, dsn: str
+) -> None:
+    """In one statement: a fleet that dies may have thousands of one user's."""
+    for session in [await kit.enqueue() for _ in range(6)]:
+        await kit.pipeline.claim(session.id, 1)
+    await kit.query(DEAD)
+    await kit.query("update generation_sessions set attempts = 3 where id = %s", session.id)
+    with locked(dsn):
+        assert [swept.action for swept in await kit.sweep()] == ["requeue"] * 5
+    (back,) = await kit.query(
+        "select count(distinct xmin::text) as transactions from generation_sessions where attempts = 1"
+    )
+    assert back["transactions"] == 1
 
 
 async def test_a_job_that_waited_too_long_is_failed_but_never_behind_a_closed_gate(kit: Kit) -> None:

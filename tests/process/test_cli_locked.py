@@ -14,13 +14,20 @@ def runs(place: Place, fix: str) -> None:
         place.say(*words, *(["--yes"] if words[:2] == ["dlq", "redrive"] else []))
 
 
-def test_a_grant_names_the_user_and_can_be_repeated(place: Place) -> None:
+def test_a_grant_names_the_user_and_can_be_repeated_and_an_adjustment_says_how_to_end_the_lock(
+    place: Place,
+) -> None:
     place.genctl("credits", "grant", "--user", "ann", "--amount", "5")
-    with locked(place.dsn):
+    adjust = ("credits", "adjust", "--user", "ann", "--to-ledger", "--reason", "x", "--yes")
+    with locked(place.dsn) as person:
         error = place.error("credits", "grant", "--user", "ann", "--amount", "7", exit_code=3)
-    assert error["code"] == "AccountLocked"
-    said = "user ann has got nothing: the account is locked by another transaction: it waits for pid "
+        refused = place.error(*adjust, exit_code=3)
+        pid = person.info.backend_pid
+    assert error["code"] == refused["code"] == "AccountLocked"
+    said = f"user ann has got nothing: the account is locked by another transaction: pid {pid} ("
     assert error["message"].startswith(said)
+    assert f"the account of user ann is locked by another transaction: pid {pid} (" in refused["message"]
+    assert f"pg_terminate_backend({pid})" in refused["fix"]
     runs(place, error["fix"])
     assert place.genctl("credits", "show", "ann")["balance"] == 1012
 
@@ -55,7 +62,9 @@ def test_a_redrive_leaves_the_jobs_of_a_locked_user_where_they_are(place: Place)
     with locked(place.dsn):
         done = place.say("dlq", "redrive", "--all", "--yes", "--edit-prompt", "it's dusk", exit_code=3)
     assert "redriven" in done.stdout
-    said = "1 job left in the DLQ: the account of user ann is locked by another transaction"
+    said = (
+        "1 job left in the DLQ: the account of user ann is locked by another transaction: it waits for pid "
+    )
     *_, message, fix = done.stderr.splitlines()
     assert said in message
     runs(place, fix.removeprefix("  fix: "))
@@ -70,5 +79,5 @@ def test_a_pause_behind_a_locked_gate_is_told(place: Place) -> None:
         error = place.error("resume", exit_code=3)
         pid = person.info.backend_pid
     assert (error["code"], f"pg_terminate_backend({pid})" in error["fix"]) == ("Locked", True)
-    said = f"the gate of seedream4 is locked by another transaction: it waits for pid {pid} ("
+    said = f"the gate of seedream4 is locked by another transaction: pid {pid} ("
     assert error["message"].startswith(said)

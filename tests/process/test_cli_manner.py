@@ -456,7 +456,8 @@ def test_a_person_is_asked(answer: str, protected: str, code: int, monkeypatch: 
     terminal = OnTerminal("drop")
     assert terminal.until("Drop it?").type(answer).end() == code
     assert ("dropping" in terminal.seen) == (code == 0)
-    assert ("nothing was changed" in terminal.seen) == (code == 1)
+    assert ("nothing was changed" in terminal.seen.splitlines()[-1]) == (code == 1)
+    assert "[y/N] \x1b" not in terminal.seen  # the answer ends its line, Ctrl-D too
 
 
 @pytest.mark.parametrize("late", [[], ["--late"]])
@@ -509,6 +510,15 @@ def test_every_help_text_has_examples_that_are_command_lines() -> None:
             assert keys <= {entry.key for entry in TABLE}, example
             words = [word for word in given if "=" not in word]
             assert " ".join(words[:2]) in names | {"genctl COMMAND"}, example
+
+
+@pytest.mark.parametrize("columns", [40, 60])
+def test_help_fits_a_narrow_terminal_but_for_its_examples(columns: int) -> None:
+    for path, command in every_command():
+        context = command.context_class(command, info_name="genctl", terminal_width=columns)
+        lines = command.get_help(context).partition("Examples:")[0].splitlines()
+        wider = [line for line in lines if len(line.rstrip()) > columns]
+        assert [line for line in wider if not re.fullmatch(r"  --\S+ \[\S+\]", line)] == [], path
 
 
 def test_the_tables_help_is_each_commands_own_first_sentence() -> None:
@@ -643,9 +653,10 @@ def test_colour_is_for_terminals_that_want_it(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_progress_bar_is_drawn_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", DATABASE)
-    terminal = OnTerminal("drop", "--yes", piped=True)
+    terminal = OnTerminal("drop", "--yes", piped=True, columns=40)
     assert terminal.end() == 0
     assert "100%" in terminal.seen
+    assert max(map(len, re.split(r"[\r\n]|\x1b\[\S*?[A-Za-z]", terminal.seen.partition("\n")[2]))) <= 40
     assert "100%" not in run("drop", "--yes").stderr
 
 

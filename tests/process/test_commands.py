@@ -261,7 +261,8 @@ def test_a_sweep_of_which_something_failed_says_what_and_not_that_there_was_noth
     said = (
         "1 step of the sweep failed, the worst: the database refused the data: credit_reservations: not now"
     )
-    assert place.error("sweep", exit_code=1)["message"].startswith(said)
+    error = place.error("sweep", exit_code=1)
+    assert (error["message"].startswith(said), error["fix"]) == (True, "genctl status")
     place.sql("update generation_sessions set completed_at = now() - interval '1 h'")
     partly = place.say("sweep", "-o", "json", exit_code=1)
     assert [(row["action"], row["sessionId"]) for row in json.loads(partly.stdout)] == [("copy", session)]

@@ -156,6 +156,15 @@ def test_the_constraints_are_exact_versions_and_name_no_place() -> None:
         assert re.fullmatch(r"#.*|[a-z0-9-]+==[a-z0-9.]+( ; [a-zA-Z0-9_ '=!<>.()]+)?", line), line
 
 
+@pytest.mark.parametrize("file", ["Makefile", "Dockerfile", "action.yml"])
+def test_no_install_of_ours_depends_on_what_came_out_today(file: str) -> None:
+    """Those of `.ci/install` get CONSTRAINTS from the Makefile."""
+    lines = (ROOT / file).read_text().replace("\\\n", " ").splitlines()
+    installs = [line for line in lines if re.search(r"\bpip\b.* install ", line)]
+    assert installs
+    assert [line for line in installs if "--constraint" not in line] == []
+
+
 def pinned() -> list[Requirement]:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     return [Requirement(line) for line in lines if not line.startswith("#")]

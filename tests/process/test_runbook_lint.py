@@ -149,6 +149,8 @@ BAD = {
     'name: "\\ud800"': "cannot be read",
     "!!python/object:os.system {}": "the tag",
     "name: !!python/name:os.system x": "the tag",
+    "name: !!str x": "the tag",
+    "name: x\nvariables: !!map\n  a: 1": "the tag",
     "? [a]\n: b\n": "a key must be a text",
     "- 1\n": "Expected `object`, got `array`",
     "a: 1\n---\nb: 2\n": "found another document",
@@ -172,6 +174,7 @@ def test_a_file_that_cannot_be_read_and_an_unknown_name_are_exit_2(
 ) -> None:
     for name, said in {
         "no.yaml": "No such file",
+        "my own.yaml": "fix: genctl runbook lint 'my own.yaml'",
         str(home): "directory",
         "missing-refund": "did you mean missing-refunds?",
     }.items():
@@ -192,6 +195,7 @@ def test_a_file_that_cannot_be_read_and_an_unknown_name_are_exit_2(
     [
         ("[version]", "[verson]", "13:13: No such command 'verson'. Did you mean 'version'?"),
         ("[version]", "[version, --all]", "13:13: No such option"),
+        ("[version]", "[--version]", "13:13: --version: the command version tells it"),
         ("[version]", "[sessions, list, --limit, many]", "'many' is not a valid integer"),
         ("[version]", "[sessions, show]", "Missing argument 'ID'"),
         ("[version]", "[refunds, check, extra]", "takes no 'extra'"),

@@ -3,11 +3,13 @@
 import asyncio
 import json
 import os
+import shlex
 import signal
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
@@ -18,9 +20,15 @@ from tests.process.place import GENCTL, Place, Running, clean_env
 from tests.process.test_cli_manner import OnTerminal
 from tests.proxies import Relay
 
+from genctl.base.settings import Settings
+from genctl.domain.masking import Masker
 from genctl.domain.model import GenctlError
 from genctl.edges import db
 from genctl.ops.runbook import actions
+from genctl.ops.runbook.journal import Journal, Start
+from genctl.ops.runbook.load import load
+from genctl.ops.runbook.model import Sql, Step
+from genctl.ops.runbook.run import Run
 
 HEAD = "name: {name}\npurpose: A test.\nwhen: Now.\ntouches: Nothing.\n"
 OK = "expect: [exit == `0`]"
@@ -129,6 +137,11 @@ def test_a_request_without_an_answer_is_something_to_expect(book: Book) -> None:
     assert "\n    message: no end within 300ms\n" in (book.folder / "r.md").read_text()
     found = "step s4: expected that status == `200`; found nothing there; it said: no end within 300ms"
     assert report["why"] == found
+    book.write(
+        f"http: {{method: GET, url: '${{no}}'}}\n{answered}",
+        variables="{no: {type: text, default: a b, help: x}}",
+    )
+    assert "it said: GET a b: that is no URL" in book.run(exit_code=1)["why"]
 
 
 def test_a_wait_tries_until_it_is_so(book: Book) -> None:
@@ -152,6 +165,64 @@ def test_values_go_in_whole_whatever_they_hold(book: Book) -> None:
     assert (book.folder / "got").read_text() == nasty
     assert not (book.folder / "owned").exists()
     assert "would be read as an option" in report["why"]
+
+
+def test_a_value_that_no_process_can_get_is_named(book: Book) -> None:
+    book.write(
+        f"shell: printf '\"a\\\\u0000b\"'\n{OK}\nsave: {{nul: json}}",
+        f"shell: head -c 200000 /dev/zero | tr '\\0' a\n{OK}\nsave: {{big: text}}",
+        f"shell: echo ${{nul}}\nalways: true\n{OK}",
+        f"shell: echo ${{big}}\nalways: true\n{OK}",
+    )
+    whys = [step["why"] for step in book.run()["steps"][2:]]
+    assert whys[0].startswith("no process starts with nul: embedded null byte; a value for a script is")
+    assert whys[1].startswith("no process starts with big: Argument list too long; a value for a script is")
+
+
+def test_a_command_that_asks_asks_once_however_often_the_step_tries(book: Book) -> None:
+    """A person who has said yes has said it for the step. The question shows no secret."""
+    asked = []
+
+    def confirm(question: str) -> str:
+        asked.append(question)
+        return ""
+
+    class Actions:
+        mask = Masker(["hunter2"])
+
+        async def perform(self, _: Step, __: object, yes: str | None, ___: float) -> dict[str, Any]:
+            error = {"code": "NotConfirmed", "message": "Send hunter2?"} if yes is None else None
+            return {"exit": 1, "error": error}
+
+    loaded = load(
+        str(book.write(f"genctl: [version]\nwait: {{every: 0s, within: 100ms}}\n{OK}").file), lambda _: None
+    )
+    run = Run(loaded, Start(), {}, cast("Any", Actions()), confirm)
+    done = asyncio.run(run.go(Journal("one", None), lambda _: None, lambda _: None))
+    assert done.steps[0].tries > 1
+    assert asked == ["s1: Send ***?"]
+
+
+def test_a_request_that_hangs_does_not_use_up_a_wait(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server may answer the next one."""
+    monkeypatch.setattr(actions, "ANSWERS_WITHIN_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        step = f"http: {{method: GET, url: '{url}'}}\nwait: {{every: 0s, within: 20s}}\nexpect: [status == `200`]"
+        loaded = load(str(book.write(step).file), lambda _: None)
+
+        def answer_the_second() -> None:
+            hung, _ = server.accept()
+            with hung, server.accept()[0] as asks:
+                asks.recv(1000)
+                asks.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+        with ThreadPoolExecutor() as threads:
+            threads.submit(answer_the_second)
+            real = actions.Actions(Settings(), Masker(), lambda words, _: words, print)
+            run = Run(loaded, Start(), {}, real, str)
+            done = asyncio.run(run.go(Journal("one", None), lambda _: None, lambda _: None))
+    assert (done.state, done.steps[0].tries) == ("ok", 2)
 
 
 def test_conditions_skip_with_a_reason(book: Book) -> None:
@@ -297,7 +368,7 @@ def test_a_run_that_was_killed_is_in_the_history(book: Book) -> None:
         os.kill(running.process.pid, signal.SIGKILL)
         running.process.wait()
     (path,) = book.journals()
-    path.write_text(path.read_text() + '{"event": "step.en')
+    path.write_text(path.read_text() + "[" * 20_000 + '\n{"event": "step.en')
     assert book.history(path.stem)["state"] == "interrupted"
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
@@ -326,12 +397,13 @@ sleep 60 >/dev/null 2>&1 & wait
 
 
 @pytest.mark.parametrize(
-    ("script", "is_orderly"), [(ORDERLY, True), ("trap '' TERM; touch began; sleep 60", False)]
+    ("script", "is_orderly"),
+    [(ORDERLY, True), (f"({ORDERLY}) & exit 0", True), ("trap '' TERM; touch began; sleep 60", False)],
 )
 def test_a_command_that_is_cut_off_puts_things_in_order_and_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, is_orderly: bool
 ) -> None:
-    """Or it would leave what it has lent, hidden or closed; one that does not end is killed."""
+    """With all that it has started, or that would leave what it has lent, hidden or closed; or is killed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(actions, "ENDS_WITHIN_S", 20.0 if is_orderly else 0.2)
     argv, said = ("/bin/sh", "-c", f"echo $$ > pid; {script}"), list[str]()
@@ -661,6 +733,19 @@ def test_a_report_that_cannot_be_written_hides_no_verdict(book: Book) -> None:
     assert "r.md: No space left on device" in err
 
 
+def test_a_report_is_written_though_nobody_reads_the_output(book: Book) -> None:
+    book.write(
+        f"shell: 'while kill -0 $(cat head); do :; done'\n{OK}",
+        f"shell: touch clean\nalways: true\n{OK}",
+    )
+    command = f"{shlex.join(GENCTL)} runbook run book.yaml --report r.md | sh -c 'echo $$ >head; read a; read b; read c'"
+    with Running.start("bash", "-c", command, env=book.env, folder=book.folder) as running:
+        running.end(within_s=30)
+    report = (book.folder / "r.md").read_text()
+    assert "**output: Broken pipe**" in report
+    assert "| s2 | ok |" in report
+
+
 def test_the_plan_is_there_before_the_first_step(book: Book) -> None:
     book.write(f"shell: until test -e go; do sleep 0.02; done\n{OK}")
     with book.start("run", str(book.file)) as running:
@@ -728,6 +813,11 @@ def test_sql_is_read_only_unless_declared_and_its_values_are_bound(place: Place)
         assert len(place.sql("select from credit_accounts")) == 1, text
     assert "more than 1,000 rows" in run("{query: 'select generate_series(1, 10000000)'}", exit_code=1)
     assert 'column "nothing" does not exist' in run("{query: select nothing}", exit_code=1)
+    assert "failed at step sql: PostgreSQL: COPY cannot" in run(
+        "{query: copy (select 1) to stdout}", exit_code=1
+    )
+    deep = "select (repeat('[', 500) || repeat(']', 500))::jsonb as d"
+    assert "nested more than 100 deep" in run(f'{{query: "{deep}"}}', exit_code=1)
     who = "{query: 'select balance from credit_accounts where user_id = ${who}'}"
     assert "found nothing there" in run(who, "--var", "who=x' or 'a' = 'a", exit_code=1)
     assert "book: ok" in run(who, "--var", "who=ann", exit_code=0)
@@ -736,6 +826,16 @@ def test_sql_is_read_only_unless_declared_and_its_values_are_bound(place: Place)
     run(f'{{query: "{change}", writes: true}}', exit_code=0)
     silent = "{query: update credit_accounts set balance = balance, writes: true}"
     assert "found nothing there" in run(silent, exit_code=1)
+
+
+def test_a_saved_map_or_list_is_a_parameter_too(place: Place) -> None:
+    """It came from JSON: PostgreSQL gets it as such, or as an array where all in it is of one kind."""
+    values = {"m": {"a": "b"}, "l": [1, None, 2], "t": ["x"], "maps": [{"a": 1}], "mixed": [1, "a"]}
+    kinds = {"m": "jsonb", "l": "int[]", "t": "text[]", "maps": "jsonb", "mixed": "jsonb"}
+    text = "select " + ", ".join(f"${{{name}}}::{kind} as {name}" for name, kind in kinds.items())
+    step = Step(step="sql", does="It.", sql=Sql(query=text), expect=["count == `1`"])
+    run = actions.Actions(Settings(database_url=place.dsn), Masker(), lambda words, _: words, print)
+    assert asyncio.run(run.perform(step, values, None, 9.0)) == {"rows": [values], "count": 1}
 
 
 def test_a_database_that_falls_silent_keeps_no_run(place: Place) -> None:

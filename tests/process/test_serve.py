@@ -175,9 +175,8 @@ def test_token_makes_what_the_api_takes(place: Place) -> None:
         assert asyncio.run(api.client.ask("GET", f"{BASE}/credits"))[0] == 200
     said = place.genctl("token", "--user", "ann", "--ttl", "15m")
     assert said.keys() == {"userId", "token", "expiresAt"}
-    nobody = f"http://127.0.0.1:{free_port()}"  # where somebody's own stack serves, it gets no token
-    link = place.genctl("token", "--user", "ann", "--link", GENCTL_API_URL=nobody)["signIn"]
-    assert "/signin?ticket=" in link
+    link = place.genctl("token", "--user", "ann", "--link", GENCTL_API_URL=api.client.url)["signIn"]
+    assert link.startswith(f"{api.client.url}/signin?ticket=")
     place.say("token", "--user", "", exit_code=2)
 
 
@@ -268,6 +267,29 @@ async def test_silence_beyond_the_heartbeat_is_death(monkeypatch: pytest.MonkeyP
             break
     assert opened == 2
     assert notes == ["connected", "lost, retrying in 1 s", "connected", "caught up, 0 missed"]
+    server.close()
+
+
+async def test_watch_comes_back_to_a_stream_that_had_opened_and_ended_before_its_first_event(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As that of a server whose database is away, and which is told to stop."""
+    monkeypatch.setattr(watch, "reconnect_s", lambda *_: 0.0)
+    answers = iter([b"", b"event: ready\nid: 0\ndata: {}\n\n"])
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer):
+            await reader.readuntil(b"\r\n\r\n")
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\nretry: 1\n\n"
+            writer.write(head + next(answers))
+            await writer.drain()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    address = watch.StreamAddress(url, "seedream4", lambda: "t")
+    async for seen in watch.follow(address, last_id=None, fail_after_s=None, note=lambda _: None):
+        assert seen.event == "ready"
+        break
     server.close()
 
 

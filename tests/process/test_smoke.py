@@ -55,13 +55,14 @@ def test_the_first_broken_hop_is_explained(place: Place) -> None:
     report = place.folder / "report.xml"
     with served(place):
         said = place.genctl("smoke", "--timeout", "5s", "--junit", str(report), exit_code=1)
-        text = place.say("smoke", "--timeout", "5s", exit_code=1)
+        text = place.say("smoke", "--timeout", "5s", "--junit", "/dev/full", exit_code=3)
     assert said["ok"] is False
     assert [hop["ok"] for hop in said["hops"]] == [True] + [False] * 8
     assert "nobody takes them" in said["hops"][1]["why"]
     assert list(cases(report).values()) == ["system-out", "failure"] + ["skipped"] * 7
     assert "smoke: broken at claimed" in text.stdout
     assert "left behind: session" in text.stderr
+    assert "/dev/full: No space left on device" in text.stderr, "which hides no verdict"
 
 
 def test_what_cannot_be_reached_is_one_line_and_a_report(place: Place) -> None:

@@ -234,11 +234,21 @@ def test_a_process_that_only_has_the_old_id_is_left_alone(home: Path) -> None:
         other.kill()
 
 
-def test_a_postmaster_file_with_the_id_of_another_process_is_no_obstacle(used: Path) -> None:
-    """After a reboot the id in `postmaster.pid` may be anybody's."""
-    data = used / "postgres" / "data"
-    (data / "postmaster.pid").write_text(f"{os.getpid()}\n{data}\n")
-    assert facts_of(Postgres(data.parent))
+def test_what_a_crash_of_the_machine_leaves_is_no_obstacle(
+    used: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The id in `postmaster.pid` may be anybody's after a reboot, or the file empty; a password may be lost."""
+    data, password = used / "postgres" / "data", used / "postgres" / "password"
+    password.unlink()
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(ZeroDivisionError),
+    ):  # it ends before the new one is set
+        patched.setattr(Postgres, "_run", lambda *_: 1 / 0)
+        facts_of(Postgres(data.parent))
+    for left in (f"{os.getpid()}\n{data}\n", ""):
+        (data / "postmaster.pid").write_text(left)
+        assert facts_of(Postgres(data.parent))
 
 
 def test_two_at_once_on_one_folder_is_a_clear_error(running: Path) -> None:
@@ -358,10 +368,10 @@ def test_a_part_that_cannot_start_is_named_with_its_last_lines(
     assert "doomed.log" in raised.value.fix
 
 
-def doomed(log: Path, code: str) -> Child:
+def doomed(log: Path, code: str, *words: str) -> Child:
     return Child(
         name="doomed",
-        argv=[sys.executable, "-c", code],
+        argv=[sys.executable, "-c", code, *words],
         log=log,
         ready=lambda: False,
         start_within_s=1.0,
@@ -369,17 +379,29 @@ def doomed(log: Path, code: str) -> Child:
     )
 
 
-def test_where_one_part_cannot_start_none_is_left(used: Path) -> None:
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("exit(7)", "doomed ended with exit code 7"),
+        (
+            "import os, sys, time; os.kill(int(open(sys.argv[1]).read()), 9); time.sleep(60)",
+            "idler was ended by SIGKILL",  # which it waits for, perhaps
+        ),
+    ],
+)
+def test_where_one_part_cannot_start_none_is_left(used: Path, code: str, told: str) -> None:
     home = used
 
     class Doomed(Idle):
-        clients = (lambda stack: doomed(stack.logs("doomed"), "exit(7)"),)
+        clients = (
+            lambda stack: doomed(stack.logs("doomed"), code, str(stack.logs("idler").with_suffix(".pid"))),
+        )
 
     async def start() -> None:
         async with Doomed(Settings(home=home, embedded=True)):
             pytest.fail("it started")
 
-    with pytest.raises(GenctlError, match="doomed ended with exit code 7"):
+    with pytest.raises(GenctlError, match=told):
         asyncio.run(start())
     assert not processes_of(home)
 
@@ -503,6 +525,13 @@ def test_root_without_a_way_to_be_another_user_is_told_what_to_do(monkeypatch: p
 
 @root
 @linux
+def test_a_user_without_a_name_is_told_what_to_do(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a container may have: initdb looks it up."""
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    with pytest.raises(GenctlError, match="has none on this machine"):
+        asyncio.run(Postgres(home).start())
+
+
 def test_an_ordinary_user_needs_none_of_that(home: Path) -> None:
     """One who may read all files, as our interpreter may lie where only root can look."""
     os.chown(home.parent, 65534, 65534)

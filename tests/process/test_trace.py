@@ -3,9 +3,11 @@
 import json
 import signal
 from typing import Any
+from urllib.parse import urlsplit
 
 from tests.kit import free_port, until_sync
 from tests.process.place import Place
+from tests.process.test_worker import away
 
 HOP = ["hop", "run", "at", "ms", "gap", "gapMs", "slow", "says"]
 WAY = ["enqueued", "sent", "claimed", "failed", "notified", "copied"]
@@ -51,14 +53,13 @@ def test_follow_shows_each_hop_as_it_comes_over_a_lost_connection_and_ends_with_
     place: Place,
 ) -> None:
     session = place.enqueue("sensitive")
-    shoot = (
-        "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database()"
-        " and query like '%session_events where%' and pid <> pg_backend_pid()"
-    )
+    name = urlsplit(place.dsn).path.strip("/")
     with place.start("sessions", "trace", session, "--follow", "-o", "jsonl") as tracing:
         until_sync(lambda: "sent" in tracing.out.read_text())
         assert tracing.log.read_text() == "connected\n"
-        until_sync(lambda: place.sql(shoot) and "lost, retrying in" in tracing.log.read_text())
+        away(place, name, allowed=False)
+        until_sync(lambda: "lost, retrying in" in tracing.log.read_text())
+        away(place, name, allowed=True)
         until_sync(lambda: tracing.log.read_text().count("connected") == 2)
         with place.worker():
             assert tracing.end() == 0

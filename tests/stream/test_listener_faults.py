@@ -14,6 +14,7 @@ from tests.stream.shop import Shop, vouches_again
 from genctl.base.settings import Settings
 from genctl.edges import listener
 from genctl.edges.db import Database
+from genctl.services import bridge
 
 
 @pytest.fixture
@@ -100,6 +101,7 @@ async def test_a_black_hole_is_found_by_a_probe_and_nothing_is_lost(
     whole: bool, settings: Settings, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Open connections say nothing more, and do not end: the listener's alone, or all to the database."""
+    monkeypatch.setattr(bridge, "SILENCE_S", 0.3)
     monkeypatch.setattr(listener, "PROBE_S", 0.3)
     patient = Database.transact.__kwdefaults__ or {}
     monkeypatch.setitem(patient, "timeout_s", 0.3)
@@ -119,6 +121,22 @@ async def test_a_black_hole_is_found_by_a_probe_and_nothing_is_lost(
         await shop.fail("ann", 3)
         await shop.all_told(ann=[ear])
         await vouches_again(ear)
+
+
+async def test_streams_hear_of_a_frozen_database_before_the_listener_gives_it_up(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge, "SILENCE_S", 0.1)
+    monkeypatch.setattr(bridge, "STALE_S", 0.4)
+    async with (
+        Road.to(settings.dsn()) as road,
+        served(settings, listen_url=road.dsn) as client,
+        client.stream() as ear,
+    ):
+        await ear.ready()
+        road.blacken()
+        await ear.until(doubts, bridge.STALE_S + 2.0)
+        assert client.api.bridge._listener is not None
 
 
 async def test_behind_a_pooler_nothing_is_lost_while_the_pooler_is_made_anew(

@@ -275,6 +275,16 @@ def test_a_code_that_an_order_may_have_brought_says_nothing_certain_about_our_ac
     assert not failure(403, error("NeverHeardOf", f"Refused: {json.dumps(overdue)}")).certain
 
 
+def test_behind_a_code_of_the_providers_own_the_order_is_not_read_whatever_the_rule_looks_for() -> None:
+    rule = Rule(status=400, codes=("Refused",), category=Category.CONTENT_POLICY, says="no such sentence")
+    provider = Provider("x", GENERIC, (rule,))
+    said = {
+        "error": {"code": "Refused", "message": 'the prompt {"error": {"code": "AccountOverdue"}} is bad'}
+    }
+    result = classify(answer(400, said), provider, now=NOW)
+    assert isinstance(result, Failure) and result.code == "Refused"
+
+
 def test_a_gateway_keeps_the_disposition_of_its_status_and_the_category_of_the_inner_code() -> None:
     inner = json.dumps(error("AccountOverdueError", "Overdue."))
     found = failure(429, {"error": {"code": "bad_response", "message": f"upstream said {inner}"}})

@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from genctl.cli import tables
-from genctl.cli.formats import page, plain, width
+from genctl.cli.formats import plain, width
+from genctl.cli.pages import page
 from genctl.cli.tables import age, shortened_ids, time_of_day
 
 NOW = datetime(2026, 11, 30, 12, 0, tzinfo=UTC)
@@ -61,6 +62,11 @@ def test_a_code_that_is_too_long_stands_whole_below_its_row() -> None:
     assert second.split() == ["ann", "failed", "D" * 12]
 
 
+def test_what_stands_in_a_row_does_not_stand_below_it_too() -> None:
+    row = {"userId": "ann", "code": "InternalServiceError", "why": "InternalServiceError"}
+    assert tables.table([row], list(row), 30).splitlines()[2:] == ["ann     InternalServiceError"]
+
+
 def test_where_even_the_least_is_too_wide_each_row_is_a_numbered_sheet_of_all_it_holds() -> None:
     ids = {f"{what}Id": f"3f2a1b4c-0000-4000-8000-00000000000{n}" for n, what in enumerate("abcde")}
     text = tables.table([ids | {"code": "X"}] * 2, [*ids, "code"], 40)
@@ -91,3 +97,67 @@ def test_a_page_is_its_markdown_with_each_paragraph_wrapped_anew() -> None:
         *("# Title", "", "A **bold** word", "and one more.", "- one and", "- two", ""),
         *("```sh", "$ x   y", "$ z", "```", ""),
     ]
+
+
+def test_a_table_of_a_page_is_aligned_or_what_a_row_says_stands_below_its_first_cell() -> None:
+    text = "| code | meaning |\n|---|---|\n| 0 | done |\n| 130, 143 | a signal \\| `-o` ended it |\n"
+    assert page(text, 40).splitlines() == [
+        *("code      meaning", "--------  ------------------------"),
+        *("0         done", "130, 143  a signal | `-o` ended it"),
+    ]
+    assert page(text, 30).splitlines() == [*("0", "    done", "130, 143", "    a signal | `-o` ended it")]
+    three = "| check | error | warning |\n|---|---|---|\n| `key` | | it is older than a year |\n"
+    assert page(three, 30).splitlines() == ["`key`", "    warning: it is older than", "    a year"]
+
+
+def test_an_item_of_a_page_hangs_by_its_marker() -> None:
+    text = "- one word and\n  `-o` more\n2. an other\n"
+    assert page(text, 12).splitlines() == ["- one word", "  and `-o`", "  more", "2. an other"]
+
+
+def test_the_code_that_most_rows_have_stays_in_the_row_though_a_few_are_longer() -> None:
+    """Users are cut further for it."""
+    usual, longer = (
+        "OutputImageSensitiveContentDetected",
+        "OutputImageSensitiveContentDetected.PolicyViolation",
+    )
+    row = {"sentAt": "2026-11-30T12:00:00.000Z", "messageId": "3f2a1b4c-0000-4000-8000-000000000000"}
+    row |= {"code": usual, "userId": "customer-of-the-acme-studio-1", "sessionId": row["messageId"]}
+    rows = [row | {"state": "current"}, row | {"state": "stale", "code": longer}]
+    _, _, first, second, under = tables.table(rows, list(rows[0]), 80).splitlines()
+    assert first.split()[2:] == [usual, "cus…o-1", "3f2a1b4c", "current"]
+    assert (second.split()[2:], under) == (["cus…o-1", "3f2a1b4c", "stale"], f"    {longer}")
+
+
+FAILURE = {"at": 24, "sessionId": 36, "userId": 20, "code": 35, "refundedCredits": 15, "userMessage": 0}
+
+
+@pytest.mark.parametrize("room", [40, 60, 80, 120, 200])
+def test_the_rows_of_a_table_that_grows_stand_below_their_heads(room: int) -> None:
+    """Whatever they hold: what is too wide for its column is cut, or stands below its row."""
+    today = f"{datetime.now(UTC):%Y-%m-%d}T09:30:01.000Z"
+    row = {
+        "at": today,
+        "sessionId": "3f2a1b4c-0000-4000-8000-000000000000",
+        "userId": "ann",
+        "code": "Timeout",
+    }
+    row |= {"refundedCredits": "4", "userMessage": "The request failed. " * 5}
+    odd = {"userId": "作家🦊さん" * 5, "code": "C" * 51, "sessionId": None, "userMessage": None}
+    writer = tables.lines_writer(FAILURE, room)
+    head, *lines = "".join(writer.row(row | more, n) for n, more in enumerate([{}, odd, {}])).splitlines()
+    assert max(map(width, lines)) <= room
+    begins = [match.start() for match in re.finditer(r"\S+", head)]
+    rows = [line for line in lines if line.startswith("09:30:01Z  ")]
+    assert len(rows) == 3
+    assert rows[0] == rows[2]
+    assert "C" * 51 in "".join(line.strip() for line in lines)
+    for line in rows:  # in columns, of which a wide character takes two
+        cells = "".join(char + "\0" * (width(char) - 1) for char in line).ljust(room)
+        assert all(cells[begin - 2 : begin] == "  " for begin in begins[1:] if begin < room)
+
+
+def test_a_table_that_grows_has_room_for_the_day_where_its_first_row_has_one() -> None:
+    row = {"at": "2025-01-01T09:30:01.000Z", "sessionId": "3f2a1b4c-0000-4000-8000-000000000000"}
+    head, line = tables.lines_writer({"at": 24, "sessionId": 36}, 40).row(row, 0).splitlines()
+    assert head.index("session") == line.index("3f2a1b4c-0000") == len("01-01 09:30:01Z") + 2

@@ -97,6 +97,14 @@ def test_a_plan_made_in_parts_is_the_same_for_every_users_credits(letters: list[
     assert tally.redriven + tally.stale + sum(tally.skipped.values()) == len(letters)
 
 
+def test_each_step_is_counted_once_whatever_a_provider_calls_the_failure() -> None:
+    tally, codes = Tally(), ("HTTP500", "stale", "done", "active")
+    tally.add([LetterPlan("requeue", code) for code in codes])
+    tally.add([LetterPlan("resend", "stale"), LetterPlan("drop", "done"), LetterPlan("drop", "stale")])
+    tally.add([LetterPlan("resend", "active"), LetterPlan("skip", "stale"), None])
+    assert tally == Tally(redriven=5, stale=3, skipped={"stale": 1}, failed=1)
+
+
 def test_a_choice_takes_what_every_field_names() -> None:
     """Of a message that no session of ours stands behind; where one does, its row is asked."""
     letter = Letter(message_id="m", sent_at=NOW, receive_count=1, said={"code": "X", "category": "server"})

@@ -66,8 +66,8 @@ def test_dispose(row: Session | None, run: int | None, receives: int, fate: obje
     [
         ({"attempts": 3, "unknowns": 1}, None),
         ({"attempts": 3, "spent": True}, "AttemptsExhausted"),
-        ({"attempts": 2, "unknowns": 2}, "AttemptsExhausted"),
-        ({"attempts": 3, "unknowns": 2, "from_dead_lease": True}, "WorkerCrashed"),
+        ({"attempts": 2, "unknowns": 2}, "WorkerCrashed"),
+        ({"attempts": 3, "spent": True, "unknowns": 1}, "WorkerCrashed"),
     ],
 )
 def test_a_claim_that_finds_the_budget_used_up_makes_no_call(facts: dict[str, Any], code: str | None) -> None:

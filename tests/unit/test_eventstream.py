@@ -99,6 +99,9 @@ CASES = {
         "8",
     ),
     "CR and LF": Case(b"id: 7\r\ndata: 1\r\n\r\ndata: 2\r\n\r\n", [message("1", "7"), message("2", "7")], "7"),
+    "a line ends with CR and LF, the empty one with LF": Case(
+        b"data: 1\r\n\ndata: 2\r\n\n", [message("1"), message("2")]
+    ),
     "an id without data tells nothing and is kept": Case(b"data: 1\n\nid: 9\n\n", [message("1")], "9"),
     "a name without data is forgotten": Case(b"event: failed\n\ndata: 1\n\n", [message("1")]),
     "the id of a cut event is forgotten": Case(b"id: 1\ndata: 1\n\nid: 2\n", [message("1", "1")], "1"),

@@ -131,6 +131,31 @@ def test_a_finding_keeps_its_words_and_its_command_whole_on_a_narrow_terminal() 
     assert text.splitlines()[-1].strip() == "genctl doctor"
 
 
+@pytest.mark.parametrize("room", [40, 60, 80, 120])
+def test_a_finding_is_as_wide_as_the_terminal_and_breaks_no_word_that_fits(room: int) -> None:
+    code = "OutputImageSensitiveContentDetected"
+    lines = [
+        ("migrations", "ok", "all 26 applied", "genctl migrate status"),
+        (
+            "ours",
+            "attention",
+            f"3 in the last hour that no user can mend: 2 {code}, 1 Timeout",
+            "genctl doctor",
+        ),
+        ("groups", "ok", "messages have their group; `genctl doctor --send` tests them", ""),
+        (
+            "api",
+            "error",
+            "it is away",
+            "check that it runs and that its URL is right; else `genctl up` starts one",
+        ),
+    ]
+    text = formats.findings(lines, room)
+    assert max(map(width, text.splitlines())) <= room
+    for whole in (code, "genctl migrate status", "`genctl doctor --send`"):
+        assert whole in text
+
+
 def test_a_sheet_names_nested_values_by_their_path_and_wraps_long_ones() -> None:
     sheet = formats.sheet(
         {"id": 1, "error_details": {"code": "X", "more": {"a": None}}, "text": "word " * 20}, 60
@@ -177,8 +202,8 @@ def test_what_does_not_fit_on_a_line_stands_below_it_whole() -> None:
     assert lines.row(row, 0).splitlines() == [
         "at         session        code",
         "09:30:01Z  3f2a1b4c-0000",
-        "    a sentence of many words many words many words",
         "    AVeryLongCodeThatIsNotCut",
+        "    a sentence of many words many words many words",
     ]
 
 

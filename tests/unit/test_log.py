@@ -138,6 +138,18 @@ def test_after_a_while_the_next_line_says_how_many_were_left_out() -> None:
     assert throttle(None, "warning", {"event": "x"}) == {"event": "x"}
 
 
+def test_what_was_left_out_is_told_however_late_the_next_line_comes() -> None:
+    now = 0.0
+    throttle = log.Throttle(clock=lambda: now)
+    for _ in range(25):
+        with suppress(structlog.DropEvent):
+            throttle(None, "warning", {"event": "x"})
+    for while_ in (2, 4):
+        now = while_ * log.Throttle.WHILE_S
+        assert throttle(None, "warning", {"event": "another"}) == {"event": "another"}
+    assert throttle(None, "warning", {"event": "x"}) == {"event": "x", "leftOut": 15}
+
+
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_the_cheap_line_is_the_usual_one(form: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Also where it tells a secret, and where a terminal would obey it."""

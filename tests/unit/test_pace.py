@@ -2,7 +2,9 @@
 
 import math
 from collections import deque
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from genctl.domain.pace import (
     FEW,
     FIRST_RATE,
     LEAST_RATE,
+    RARE_RATE,
     ROUND_S,
     SLACK_S,
     WAY_S,
@@ -138,9 +141,9 @@ def test_the_least_limit_counts() -> None:
 
 
 def test_a_429_lowers_the_rate_by_what_the_provider_took() -> None:
-    lowered = known(taught=100.0, top=100.0).lowered(began_s=1.0, took=0.7, refused=FEW, calls_a_minute=90)
+    lowered = known(taught=100.0, top=100.0).lowered(began_s=1.0, took=7, refused=3, calls_a_minute=90)
     assert lowered == near(70.0, 100.0)
-    for took, left in ((0.1, WORST), (0.99, BEST)):
+    for took, left in ((1, WORST), (40, BEST)):
         found = known(taught=100.0, top=100.0).lowered(began_s=1.0, took=took, refused=FEW, calls_a_minute=90)
         assert found
         assert found[0] == pytest.approx(100 * left)
@@ -148,29 +151,25 @@ def test_a_429_lowers_the_rate_by_what_the_provider_took() -> None:
 
 def test_the_first_429_begins_at_what_the_workers_do() -> None:
     """And no lower than a call a second: one 429 of an idle fleet says little."""
-    assert known(workers=5).lowered(began_s=0.1, took=0.85, refused=FEW, calls_a_minute=600) == near(
-        2550, 3000
-    )
-    assert known().lowered(began_s=0.1, took=0.0, refused=FEW, calls_a_minute=2) == near(
+    assert known(workers=5).lowered(began_s=0.1, took=17, refused=FEW, calls_a_minute=600) == near(2550, 3000)
+    assert known().lowered(began_s=0.1, took=0, refused=FEW, calls_a_minute=2) == near(
         FIRST_RATE, FIRST_RATE / BEST
     )
-    assert known(given=6.0).lowered(began_s=0.1, took=0.0, refused=FEW, calls_a_minute=2) == (6.0, 6.0)
+    assert known(given=6.0).lowered(began_s=0.1, took=0, refused=FEW, calls_a_minute=2) == (6.0, 6.0)
 
 
 @pytest.mark.parametrize(("ago_s", "began_s"), [(ROUND_S - 1, 1.0), (20.0, 21.0)])
 def test_a_429_that_the_last_one_explains_is_no_news(ago_s: float, began_s: float) -> None:
     """Its call began before the rate was lowered, or that was just now."""
     pace = known(taught=100.0, top=100.0, lowered_at=NOW - timedelta(seconds=ago_s))
-    assert pace.lowered(began_s=began_s, took=0.0, refused=FEW, calls_a_minute=100) is None
+    assert pace.lowered(began_s=began_s, took=0, refused=FEW, calls_a_minute=100) is None
 
 
 def test_the_rate_never_falls_below_the_least() -> None:
     """And a rate that was given lower is never raised to that."""
-    lowest = known(taught=1.0, top=100.0).lowered(began_s=1.0, took=0.0, refused=FEW, calls_a_minute=1)
+    lowest = known(taught=1.0, top=100.0).lowered(began_s=1.0, took=0, refused=FEW, calls_a_minute=1)
     assert lowest == (LEAST_RATE, BEST * 100)
-    lower = known(taught=0.1, given=0.1, top=0.1).lowered(
-        began_s=1.0, took=0.0, refused=FEW, calls_a_minute=1
-    )
+    lower = known(taught=0.1, given=0.1, top=0.1).lowered(began_s=1.0, took=0, refused=FEW, calls_a_minute=1)
     assert lower == (0.1, 0.1)
 
 
@@ -194,25 +193,27 @@ def test_a_lesson_grows_old() -> None:
     assert unused.raised() == (None, None)
 
 
-def test_a_429_now_and_then_is_no_first_lesson() -> None:
-    def first(refused: int, workers: int) -> object:
-        pace = known(workers=workers)
-        return pace.lowered(began_s=0.1, took=0.0, refused=refused, calls_a_minute=100)
+def test_a_429_now_and_then_is_no_lesson_but_where_calls_are_rare() -> None:
+    def lowered(refused: int, workers: int, taught: float | None = None) -> object:
+        pace = known(workers=workers, taught=taught, top=taught)
+        return pace.lowered(began_s=0.1, took=0, refused=refused, calls_a_minute=100)
 
-    assert first(FEW - 1, 1) is None
-    assert first(FEW, 1)
-    assert first(1, FEW)  # each worker hears of its own calls
-    assert known(taught=100.0, top=100.0).lowered(began_s=0.1, took=0.9, refused=1, calls_a_minute=100)
+    for taught in (None, RARE_RATE):
+        assert lowered(FEW - 1, 1, taught) is None
+        assert lowered(FEW, 1, taught)
+        assert lowered(1, FEW, taught)  # each worker hears of its own calls
+    assert lowered(1, 1, RARE_RATE - 1)
+    of_many = known().lowered(began_s=0.1, took=400, refused=20, calls_a_minute=800)
+    assert of_many is None, "of so many calls some are always refused"
 
 
-@pytest.mark.parametrize(("limit", "given"), [(20, None), (300, 10_000.0), (3_000, None)])
-def test_workers_find_the_limit_of_a_provider_by_themselves(limit: int, given: float | None) -> None:
-    """A provider that takes `limit` calls in any minute, workers that always have jobs: for half an hour.
-
-    After the first ten minutes they use most of it, and few calls are refused.
+def half_an_hour(
+    takes: Callable[[float], bool], *, demand: float = 6_000, given: float | None = None
+) -> tuple[float, float]:
+    """Let workers that always have `demand` jobs a minute call; from the tenth minute on, return the calls
+    that the provider took a minute, and the part that it refused.
     """
     pace, now, carry, recent = known(given=given), 0.0, 0.0, Recent()
-    taken: deque[float] = deque()
     took = refused = late_took = late_refused = 0
     lowered = changed = -math.inf
     while now < 1_800:
@@ -221,14 +222,12 @@ def test_workers_find_the_limit_of_a_provider_by_themselves(limit: int, given: f
             given=given, taught=pace.taught, top=pace.top,
             lowered_at=NOW - timedelta(seconds=min(now - lowered, 1e6)),
             changed_at=NOW - timedelta(seconds=min(now - changed, 1e6)),
+            next_at=NOW + timedelta(seconds=pace.rate is not None and pace.rate < demand),
         )  # fmt: skip
-        carry += (pace.rate if pace.rate is not None else 6_000) / 600
-        while taken and taken[0] <= now - 60:
-            taken.popleft()
+        carry += min(pace.rate or demand, demand) / 600
         is_refused = False
         for _ in range(int(carry)):
-            good = len(taken) < limit
-            taken.extend([now] if good else [])
+            good = takes(now)
             recent.count(now, "began")
             recent.count(now, "took" if good else "refused")
             took, refused, is_refused = took + good, refused + (not good), is_refused or not good
@@ -237,11 +236,11 @@ def test_workers_find_the_limit_of_a_provider_by_themselves(limit: int, given: f
         if is_refused:
             learnt = pace.lowered(
                 began_s=0.05,
-                took=recent.took(now),
-                refused=recent.within(now, "refused"),
+                took=recent.within(now, "took", pace.lately_s),
+                refused=recent.within(now, "refused", pace.lately_s),
                 calls_a_minute=recent.within(now, "began", 10) * 6,
             )
-            lowered = changed = now if learnt else lowered
+            lowered, changed = (now, now) if learnt else (lowered, changed)
         else:
             learnt = pace.raised()
             changed = now if learnt else changed
@@ -249,9 +248,32 @@ def test_workers_find_the_limit_of_a_provider_by_themselves(limit: int, given: f
             pace = known(given=given, taught=learnt[0], top=learnt[1])
         if now < 600:
             late_took, late_refused = took, refused
-    used = (took - late_took) / (limit * 20)
-    assert used > 0.75
-    assert (refused - late_refused) / (took - late_took) < 0.05
+    took, refused = took - late_took, refused - late_refused
+    return took / 20, refused / (took + refused)
+
+
+@pytest.mark.parametrize(("limit", "given"), [(20, None), (300, 10_000.0), (3_000, None)])
+def test_workers_find_the_limit_of_a_provider_by_themselves(limit: int, given: float | None) -> None:
+    """A provider that takes `limit` calls in any minute: they use most of it, and few calls are refused."""
+    taken: deque[float] = deque()
+
+    def takes(now: float) -> bool:
+        while taken and taken[0] <= now - 60:
+            taken.popleft()
+        if good := len(taken) < limit:
+            taken.append(now)
+        return good
+
+    a_minute, refused = half_an_hour(takes, given=given)
+    assert a_minute > 0.75 * limit
+    assert refused < 0.05
+
+
+@pytest.mark.parametrize(("part", "jobs"), [(0.05, 60), (0.03, 1_000)])
+def test_429s_now_and_then_that_do_not_depend_on_the_rate_leave_most_of_it(part: float, jobs: int) -> None:
+    chance = Random(1)
+    a_minute, _ = half_an_hour(lambda _: chance.random() > part, demand=jobs)
+    assert a_minute > 0.4 * jobs
 
 
 def test_recent_calls_are_those_of_the_last_minute() -> None:
@@ -262,5 +284,5 @@ def test_recent_calls_are_those_of_the_last_minute() -> None:
                 recent.count(second, what)  # type: ignore[arg-type]
     assert recent.within(99.5, "began") == 120
     assert recent.within(99.5, "began", 10) == 20
-    assert recent.took(99.5) == pytest.approx(10 / 14)
-    assert recent.took(300.0) == 1
+    assert recent.within(99.5, "refused", 10) == 4
+    assert recent.within(300.0, "took") == 0

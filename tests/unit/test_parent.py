@@ -24,14 +24,27 @@ def test_a_process_whose_loop_stands_still_for_a_minute_is_killed() -> None:
     (one,) = parent._workers
     with subprocess.Popen(["sleep", "60"]) as process:
         one.pid, one.since = process.pid, time.monotonic() - 1_000
-        parent._kill()
+        parent._kill(parent._workers)
         assert process.poll() is None, "it only starts"
         parent._beats[1] = time.monotonic() - STALLED_S + 10
-        parent._kill()
+        parent._kill(parent._workers)
         assert process.poll() is None
         parent._beats[1] -= 20
-        parent._kill()
+        parent._kill(parent._workers)
         assert process.wait(5) == -signal.SIGKILL
+
+
+def test_after_the_grace_only_those_that_were_told_to_end_are_killed() -> None:
+    """The one with the port is told when the workers have ended."""
+    parent = Parent(2, lambda _: pytest.fail("nothing is forked here"), port=None, grace_s=0, drains=False)
+    with subprocess.Popen(["sleep", "60"]) as port, subprocess.Popen(["sleep", "60"]) as worker:
+        for one, process in zip(parent._all, (port, worker), strict=True):
+            one.pid, one.since = process.pid, time.monotonic()
+        parent._kill_at = time.monotonic() - 1
+        parent._kill(parent._all[1:])
+        assert worker.wait(5) == -signal.SIGKILL
+        assert port.poll() is None
+        port.kill()
 
 
 def test_the_common_port_is_red_while_one_worker_is_and_when_none_has_worked_for_a_minute() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from genctl.domain.conditions import UncomparableError, complaint, find, holds, path_mistake, roots, values_in
 from genctl.domain.masking import MASK, Masker
 from genctl.domain.model import GenctlError
-from genctl.domain.runbooks import fill, mistake, names_in, spoken, statement
+from genctl.domain.runbooks import fill, mistake, names_in, spoken, statement, with_path
 from genctl.ops.runbook.inputs import resumed
 from genctl.ops.runbook.journal import past, start
 from genctl.ops.runbook.model import Loaded, Runbook, Variable
@@ -182,6 +182,25 @@ def test_a_value_is_put_in_whole_and_never_read_again(thing: Any, values: dict[s
 def test_a_value_that_is_not_known_is_an_error_with_its_name() -> None:
     with pytest.raises(KeyError, match="lost"):
         fill(["${lost}"], {})
+
+
+@pytest.mark.parametrize(
+    ("url", "parts", "whole"),
+    [
+        ("http://h/x?q=1#f", ["a/b", "c?"], "http://h/x/a%2Fb/c%3F?q=1#f"),
+        ("http://h/", ["", "é"], "http://h//%C3%A9"),
+        ("http://h/x?q=1", [], "http://h/x?q=1"),
+    ],
+)
+def test_a_value_is_one_part_of_a_path(url: str, parts: list[str], whole: str) -> None:
+    assert with_path(url, parts) == whole
+
+
+@pytest.mark.parametrize("part", [".", ".."])
+def test_a_value_that_leads_to_another_path_is_refused(part: str) -> None:
+    """A client takes it out of the path, with the part before it."""
+    with pytest.raises(GenctlError, match="another one"):
+        with_path("http://h/sessions", [part])
 
 
 def test_a_statement_binds_its_values() -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genctl.base import dsn
-from genctl.base.durations import format_duration, parse_duration, parse_when
+from genctl.base import dsn, settings
+from genctl.base.durations import doubled_s, format_duration, parse_duration, parse_when, reconnect_s
 from genctl.base.settings import SIMULATOR, STACK_FILE, TABLE, Settings
 from genctl.domain.classify import OURS
 from genctl.domain.model import GenctlError
@@ -155,7 +155,8 @@ def test_variables_of_other_programs_are_none_of_our_business() -> None:
         ("max_attempts: [[1]]\n", 1, "a plain value"),
         ("- max_attempts\n", 1, "lines of `key: value`"),
         ("max_attempts: 'x\n", 2, ""),
-        ("? [a]\n: b\n", 1, ""),
+        ("? [a]\n: b\n", 1, "lines of `key: value`"),
+        ("tool: a\n---\ntool: b\n", 2, "expected a single document in the stream but found another"),
         ("max_attempts: &a 3\nbreaker_failures: *b\n", 2, "undefined alias"),
     ],
 )
@@ -166,6 +167,12 @@ def test_a_file_that_is_wrong_is_refused_with_its_line(
     message = refused(env=REAL).message
     assert f"{tmp_path}/genctl.yaml:{line}: " in message
     assert what in message
+
+
+def test_beside_a_tool_that_cannot_be_loaded_a_key_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "genctl.yaml").write_text("of_that_tool: 1\n? [a]\n: b\n")
+    with pytest.raises(GenctlError, match=r"genctl.yaml:2: expected lines of `key: value`"):
+        settings.load(env=REAL, more=True)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a: \x00", b"[" * 3_000, b"\x80"])
@@ -408,6 +415,12 @@ def test_a_duration_is_written_so_that_it_reads_back(seconds: float) -> None:
     assert parse_duration(format_duration(seconds)) == pytest.approx(seconds, abs=1e-6)
 
 
+def test_a_pause_grows_for_as_long_as_an_outage_lasts() -> None:
+    """A float ends at the 1,024th doubling: two hours of tries every ten seconds."""
+    assert [doubled_s(0.5, times, 10.0) for times in (0, 1, 4, 5, 5_000)] == [0.5, 1.0, 8.0, 10.0, 10.0]
+    assert 5.0 <= reconnect_s(5_000, 10.0) <= 10.0
+
+
 def test_since_is_a_duration_back_from_now_or_rfc_3339() -> None:
     now = datetime(2025, 11, 2, 12, tzinfo=UTC)
     assert parse_when("15m", now) == now - timedelta(minutes=15)
@@ -445,3 +458,16 @@ def test_a_database_url_is_shown_and_named_without_its_secrets(
     assert dsn.check(url) == url
     assert dsn.masked(url) == shown
     assert dsn.place(url) == place
+
+
+def test_a_database_is_named_by_what_libpq_takes_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dsn.place.cache_clear()
+    for name, value in {"PGHOST": "/pg", "PGUSER": "ann", "PGDATABASE": ""}.items():
+        monkeypatch.setenv(name, value)
+    assert dsn.place("postgresql://") == ("/pg", "ann")
+    monkeypatch.setenv("PGDATABASE", "shop")
+    assert dsn.place("postgresql:///") == ("/pg", "shop")
+    assert dsn.place("postgresql://bob@h/x") == ("h", "x")
+    dsn.place.cache_clear()

@@ -104,7 +104,8 @@ def test_nothing_is_slowest_in_an_empty_trace() -> None:
             kind=st.sampled_from([*GAPS, *TOLD, "enqueued", "something new"]),
             at=st.integers(0, 10**6).map(lambda seconds: START + timedelta(seconds=seconds)),
             data=st.dictionaries(
-                st.sampled_from(["lease", "attempt", "code", "fromDeadLease"]), st.integers(0, 3)
+                st.sampled_from(["lease", "attempt", "code", "fromDeadLease", "delayS"]),
+                st.integers(0, 3) | st.sampled_from([None, "soon", [1]]),
             ),
         )
     )

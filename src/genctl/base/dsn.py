@@ -1,5 +1,7 @@
 """Check a PostgreSQL URL, show it without its secrets, name it for people."""
 
+import os
+import pwd
 import re
 import socket
 from functools import lru_cache
@@ -56,13 +58,24 @@ def password(url: str) -> str | None:
 
 @lru_cache(16)  # each statement calls it
 def place(url: str) -> tuple[str, str]:
-    """Name the host (with port, or socket folder) and the database, never the password."""
+    """Name the host (with port, or socket folder) and the database, never the password.
+
+    What the URL leaves open libpq takes from the environment, or from the name of our user.
+    """
     if not (match := _URL.fullmatch(url)):
         return MASK, MASK
-    query = dict(parse_qsl(match["query"] or ""))
-    user = unquote(match["user"] or query.get("user", ""))
-    name = unquote(match["name"] or "") or query.get("dbname") or user or "postgres"
-    return unquote(match["hosts"] or "") or query.get("host", "localhost"), name
+    query, env = dict(parse_qsl(match["query"] or "")), os.environ
+    host = unquote(match["hosts"] or "") or query.get("host") or env.get("PGHOST") or "localhost"
+    user = unquote(match["user"] or "") or query.get("user") or env.get("PGUSER")
+    name = unquote(match["name"] or "") or query.get("dbname") or env.get("PGDATABASE") or user
+    return host, name or _own_name()
+
+
+def _own_name() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container whose user has no name
+        return "postgres"
 
 
 def is_abandoned(url: str) -> bool:

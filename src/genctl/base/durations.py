@@ -29,9 +29,14 @@ def format_duration(seconds: float) -> str:
     return f"{seconds:.6f}".rstrip("0").rstrip(".") + "s" if seconds >= 1 else f"{seconds * 1000:g}ms"
 
 
+def doubled_s(first_s: float, times: int, most_s: float) -> float:
+    """Double a pause so many times, however many, to `most_s` at most."""
+    return min(first_s * 2.0 ** min(times, 100), most_s)  # a float ends at 2 ** 1024
+
+
 def reconnect_s(attempt: int, most_s: float) -> float:
     """Choose the seconds until the next connect: doubling from 1 s, with jitter."""
-    return random.uniform(0.5, 1) * min(2.0**attempt, most_s)  # noqa: S311 - jitter
+    return random.uniform(0.5, 1) * doubled_s(1.0, attempt, most_s)  # noqa: S311 - jitter
 
 
 def parse_when(text: str, now: datetime) -> datetime:

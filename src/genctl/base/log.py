@@ -126,18 +126,20 @@ class Throttle:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._since = clock()
-        self._seen, self._before = Counter[object](), Counter[object]()
+        self._seen, self._left_out = Counter[object](), Counter[object]()
 
     def __call__(self, _: object, level: str, event: Event) -> Event:
         kind = (level, event.get("logger"), event.pop(_KIND, event["event"]))
         if level in {"debug", "info"} or "sessionId" in event:
             return event
         if (now := self._clock()) - self._since >= self.WHILE_S:
-            self._since, self._before, self._seen = now, self._seen, Counter()
+            self._since = now
+            self._left_out += Counter({kind: count - self.MOST for kind, count in self._seen.items()})
+            self._seen.clear()
         self._seen[kind] += 1
         if self._seen[kind] > self.MOST:
             raise structlog.DropEvent
-        if (left_out := self._before.pop(kind, 0) - self.MOST) > 0:
+        if left_out := self._left_out.pop(kind, 0):
             event["leftOut"] = left_out
         return event
 

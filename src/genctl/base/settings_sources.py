@@ -98,7 +98,8 @@ def _read(path: Path, known: Mapping[str, str], *, more: bool) -> dict[str, Give
         raise _wrong(str(path), f"cannot be read: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise _wrong(f"{path}:{mark.line + 1 if mark else 1}", error.problem or "is not YAML") from None
+        said = " ".join(filter(None, (error.context, error.problem)))
+        raise _wrong(f"{path}:{mark.line + 1 if mark else 1}", said or "is not YAML") from None
     except (yaml.YAMLError, RecursionError) as error:
         raise _wrong(str(path), f"is not YAML ({' '.join(str(error).split())})") from None
     if root is not None and not isinstance(root, yaml.MappingNode):
@@ -106,9 +107,11 @@ def _read(path: Path, known: Mapping[str, str], *, more: bool) -> dict[str, Give
     given: dict[str, Given] = {}
     for key, node in root.value if root else ():
         position = f"{path}:{key.start_mark.line + 1}"
-        if more and key.value not in known and not _close(str(key.value), known):
+        if key.id != "scalar":
+            raise _wrong(position, "expected lines of `key: value`")
+        if more and key.value not in known and not _close(key.value, known):
             continue
-        _check(str(key.value), known, position)
+        _check(key.value, known, position)
         if key.value in given:
             raise _wrong(position, f"{key.value} is set twice")
         given[key.value] = Given(_text(node, position), f"file {path}", f"{position}: {key.value}")

@@ -115,7 +115,7 @@ def _completed(asked: str) -> int:
 def _invoke(args: list[str]) -> int:
     # not click's main(): it has other exit codes, also for broken pipes
     try:
-        width = max(min(streams.columns(), 100) - 2, 50)  # of help
+        width = max(min(streams.columns(), 100) - 2, 30)  # of help
         with genctl.make_context("genctl", args, terminal_width=width) as context:
             code = genctl.invoke(context)
     except click.exceptions.Exit as done:

@@ -1,6 +1,6 @@
 """Build commands that are imported when used, have the shared options, and show examples in their help."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import import_module
 from math import isfinite
@@ -13,6 +13,17 @@ FORMATS = ("table", "json", "jsonl", "yaml", "csv")
 WHOLE = 1_000  # characters, which no sentence has
 
 
+class Formatter(click.HelpFormatter):
+    """Write help; on a narrow terminal long options leave room for what they are for."""
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        super().write_dl(rows, min(col_max, self.width * 2 // 5), col_spacing)
+
+
+class Context(click.Context):
+    formatter_class = Formatter
+
+
 class Command(click.Command):
     """Call the callback with an Output as its first argument `out`; it may return an exit code.
 
@@ -20,6 +31,8 @@ class Command(click.Command):
     has `--tool`, which overrides the setting of that name. `within` is the time for each question to the
     database, unless `--timeout` says another; None: the command asks none, or bounds its time by itself.
     """
+
+    context_class = Context
 
     def __init__(
         self,
@@ -71,6 +84,7 @@ class Group(click.Group):
     """
 
     command_class = Command
+    context_class = Context
 
     def __init__(
         self, *args: Any, default: str | None = None, examples: Sequence[str] = (), **more: Any

@@ -115,9 +115,7 @@ def list_(out: Output, *, group_by: str | None, choice: "Choice") -> None:
     from genctl.ops import dlq as ops
     from genctl.ops.sampling import sampled
 
-    found = out.run(ops.look_at(out.settings, choice, terminal.progress))
-    if found.warning:
-        terminal.note(f"warning: {found.warning}")
+    found = out.run(ops.look_at(out.settings, choice, terminal.progress, terminal.note))
     seen = sampled(**found.counts)
     if group_by:
         out.emit(ops.grouped(found.letters, group_by), columns=(group_by, "messages"), answer=seen)
@@ -137,7 +135,7 @@ def show(out: Output, id_: str) -> None:
     """
     from genctl.ops import dlq as ops
 
-    found = out.run(ops.shown(out.settings, id_))
+    found = out.run(ops.shown(out.settings, id_, terminal.note))
     if out.form == "table":
         lines = [f"{hop.at:%H:%M:%S.%f} run {hop.run} {hop.hop}: {hop.says}" for hop in found["trace"]]
         found["trace"] = {str(number): line for number, line in enumerate(lines, 1)}
@@ -196,7 +194,7 @@ def export(out: Output, *, path: Path, choice: "Choice") -> None:
     from genctl.ops import export as ops
     from genctl.ops.sampling import sampled
 
-    done = out.run(ops.export(out.settings, choice, path, out.again, terminal.progress))
+    done = out.run(ops.export(out.settings, choice, path, out.again, terminal.progress, terminal.note))
     terminal.note(sampled(done["seen"], done["approximate"]))
     out.emit(done)
 

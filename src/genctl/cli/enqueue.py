@@ -55,8 +55,8 @@ def enqueue(out: Output, *, yes: str | None, **wanted: Any) -> int:
     """Reserve credits and send jobs.
 
     One transaction stores the session and its reservation, then the command sends the job message. If the
-    queue is away, the sweeper sends it later. Of many jobs it orders none when the credits do not suffice for
-    all; if it stops in the middle, --continue orders the rest.
+    queue goes away in between, the sweeper sends it later. Of many jobs it orders none when the credits do
+    not suffice for all; if it stops in the middle, --continue orders the rest.
     """
     from genctl.ops.enqueue import EnqueueOptions, run
 

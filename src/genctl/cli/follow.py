@@ -13,7 +13,7 @@ from genctl.cli.output import Output, write
 if TYPE_CHECKING:
     from genctl.edges.db import Database
 
-FAILURE = {"at": 24, "sessionId": 36, "userId": 12, "code": 35, "refundedCredits": 15, "userMessage": 0}
+FAILURE = {"at": 24, "sessionId": 36, "userId": 20, "code": 35, "refundedCredits": 15, "userMessage": 0}
 EVENT = {"event": 9, "id": 32, "data": 0}
 EVENTS = ("failed", "done", "queued", "reset", "bye", "ready", "heartbeat")
 COUNT = click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many.")
@@ -157,7 +157,7 @@ def report(out: Output, *, since: datetime, until: datetime | None) -> None:
 
     if until and until < since:
         raise click.UsageError("--until is before --since")
-    from genctl.cli.formats import page
+    from genctl.cli.pages import page
     from genctl.ops import report as ops
 
     with terminal.progress(len(ops.PARTS), "report") as advance:

@@ -18,11 +18,9 @@ Row = Mapping[str, Any]
 GAP = 2  # blanks between two columns
 INDENT = 4  # of what stands below its line
 HELD = "\ue000"  # a blank at which no line may break
-READABLE = 100  # columns of a line of prose at most
 LEAST = 8  # columns; a text that is wrapped to less is hard to read
 _COMMAND = re.compile(r"`genctl [^`]*`")
-_FENCED = re.compile(r"(^ *```.*?^ *```$\n?)", re.MULTILINE | re.DOTALL)
-_IN_PARAGRAPH = re.compile(r"(?<=\S)\n *(?![\s#|>`*-]|\d+\.)")  # a line's end where a paragraph goes on
+_COMMANDS = ("genctl ", "psql ", "aws ")  # a cure that begins so is one; others are words
 FORMULA = tuple("=+-@＝＋－＠")  # a text that begins so is one for a spreadsheet
 
 
@@ -112,10 +110,9 @@ def sheet(thing: Row, room: int | None) -> str:
     """
     lines = list(_flat(thing))
     first = max(map(width, dict(lines)), default=0) + GAP
-    rest = max(room - first, 1) if room else None
     text = ""
     for key, value in lines:
-        if rest and (width(value) > rest < 2 * LEAST or max(map(width, value.split()), default=0) > rest):
+        if room and not _hangs(value, room - first):
             text += f"{key}\n" + below(value, room)
         else:
             text += pad(key, first) + hung(value, room, first) + "\n"
@@ -125,25 +122,35 @@ def sheet(thing: Row, room: int | None) -> str:
 def findings(lines: Iterable[tuple[str, str, str, str]], room: int | None) -> str:
     """Write lines of subject, level, what is so, and how to go on: beside it where there is room, else below.
 
-    Capitals show a level that is not ok. People copy commands, so none is cut or wrapped.
+    Capitals show a level that is not ok. People copy commands, so none is cut or wrapped; words are.
     """
     cells = [[printable(text) for text in line] for line in lines]
     first, second = (max((width(line[n]) for line in cells), default=0) + GAP for n in (1, 0))
-    rest = max(room - first - second, 4 * LEAST) if room else None
+    rest = room - first - second if room else None
     text = ""
     for subject, level, message, go_on in cells:
-        used = width(message) + width(go_on)
-        gap = " " * (max(rest - used, GAP) if rest else GAP)
-        if rest and used + GAP > rest:
-            gap = "\n" + " " * (first + second if width(go_on) <= rest else INDENT)
         head = f"{level if level == 'ok' else level.upper():{first}}{pad(subject, second)}"
-        text += (
-            head
-            + hung(message, rest and rest + first + second, first + second)
-            + (gap + go_on if go_on else "")
-            + "\n"
-        )
+        used = width(message) + width(go_on) + (GAP if go_on else 0)
+        if rest is None or used <= rest:
+            between = GAP if rest is None else rest - width(message) - width(go_on)
+            text += (head + message + " " * between + go_on).rstrip() + "\n"
+            continue
+        if hangs := _hangs(message, rest):
+            text += head + hung(message, room, first + second) + "\n"
+        else:
+            text += f"{head.rstrip()}\n{below(message, room)}"
+        if go_on.startswith(_COMMANDS):
+            text += " " * (first + second if hangs and width(go_on) <= rest else INDENT) + go_on + "\n"
+        elif go_on:
+            indent = first + second if hangs and _hangs(go_on, rest) else INDENT
+            text += " " * indent + hung(go_on, room, indent) + "\n"
     return text
+
+
+def _hangs(text: str, columns: int) -> bool:
+    """Tell whether so many columns hold the text: its words are whole, and its lines not too short."""
+    whole = _COMMAND.sub(lambda match: match[0].replace(" ", HELD), text)
+    return width(text) <= columns or max([2 * LEAST, *map(width, whole.split())]) <= columns
 
 
 def hung(text: str, room: int | None, indent: int) -> str:
@@ -163,16 +170,6 @@ def prose(text: str, room: int | None) -> str:
     return "".join(
         f"{'':{indent}}{hung(line.lstrip(), room, indent)}\n"
         for indent, line in zip(indents, lines, strict=True)
-    )
-
-
-def page(markdown: str, room: int | None) -> str:
-    """Wrap the prose of a Markdown page, each paragraph anew; its code stays as it is."""
-    if room is None:
-        return markdown
-    return "".join(
-        part if _FENCED.match(part) else prose(_IN_PARAGRAPH.sub(" ", part), min(room, READABLE))
-        for part in _FENCED.split(markdown)
     )
 
 

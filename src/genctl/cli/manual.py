@@ -50,7 +50,8 @@ def help_(out: Output, topic: str | None) -> None:  # noqa: ARG001 (each command
 
     TOPIC may also be a command, whose own help it shows.
     """
-    from genctl.cli.formats import page, prose
+    from genctl.cli.formats import prose
+    from genctl.cli.pages import page
     from genctl.domain.model import GenctlError, meant
 
     found = topics()
@@ -72,4 +73,4 @@ def _help_of(name: str) -> str | None:
     """Return the help of a command; None when there is none of that name."""
     root = click.get_current_context().find_root()
     command = root.command.get_command(root, name) if isinstance(root.command, click.Group) else None
-    return f"{click.Context(command, root, info_name=name).get_help()}\n" if command else None
+    return f"{command.context_class(command, root, info_name=name).get_help()}\n" if command else None

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from genctl.sweep import SweepPass
 
 SWEPT = ("action", "sessionId", "userId", "run", "code", "why")
+TOTALS = ("action", "code", "sessions", "credits", "why")
 MOST_PROCESSES = 256
 PORT = click.IntRange(0, 65535)
 REASON = click.option("--reason", metavar="R", help="Why; `status` and others show it.")
@@ -213,9 +214,7 @@ def sweep(out: Output, *, dry_run: bool, totals: bool, every: float | None) -> N
     log.configure(settings.log, settings.log_level)
     net.check_timeout(settings)
     if totals:
-        from genctl.ops import outlook
-
-        out.emit(out.run(outlook.totals(settings)), columns=outlook.COLUMNS, empty="nothing to do")
+        out.emit(out.run(net.totals(settings)), columns=TOTALS, empty="nothing to do")
         return
     if not dry_run:
         out.target(queue=True)

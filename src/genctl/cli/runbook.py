@@ -68,11 +68,11 @@ def show(out: Output, name: str) -> None:
     """Show a runbook as a page: its purpose, when to run it, what it touches, its steps."""
     import msgspec
 
-    from genctl.cli import formats
+    from genctl.cli import pages
     from genctl.ops.runbook.page import page
 
     found = _load(name).runbook
-    out.emit(msgspec.to_builtins(found), text=lambda: formats.page(page(found), terminal.room()))
+    out.emit(msgspec.to_builtins(found), text=lambda: pages.page(page(found), terminal.room()))
 
 
 @runbook.command(
@@ -199,9 +199,13 @@ def _carry_out(out: Output, this: "Run", path: Path | None, yes: str | None) -> 
         _show(out, f"  {was['step']} showed, before:", was["shown"], was["more"])
     work = this.go(journal, terminal.note, lambda one: _show(out, one.line(), one.shown, one.more))
     done = out.run(work, heed=this.interrupt)
-    out.emit(done, rows=done.steps, columns=LINES, text=lambda: printable(done.line()) + "\n")
-    if path:
-        _write(path, report(done, lambda part, more: _indented(part, more, None, MOST_REPORTED)))
+    try:
+        if this.lost:
+            raise this.lost
+        out.emit(done, rows=done.steps, columns=LINES, text=lambda: printable(done.line()) + "\n")
+    finally:  # also where nobody reads the output any more
+        if path:
+            _write(path, report(done, lambda part, more: _indented(part, more, None, MOST_REPORTED)))
     if journal.file is None:
         terminal.note("this run has no journal: genctl cannot write to the state folder")
     elif done.exit_code:

@@ -58,8 +58,8 @@ def smoke(out: Output, *, user: str | None, timeout: float, junit: Path | None, 
     with reported(junit, hops):
         work = run(out.settings, user=user, timeout_s=timeout, show=show, note=terminal.note)
         out.run(work, limit_s=PUT_AWAY_S)
-    found = [{name: getattr(hop, name) for name in COLUMNS} for hop in verdict(hops)]
-    broken = next((hop["hop"] for hop in found if not hop["ok"]), None)
-    told = f"smoke: broken at {broken}\n" if broken else "smoke: every hop holds\n"
-    out.emit({"ok": broken is None, "hops": found}, rows=found, columns=COLUMNS, text=lambda: told)
+        found = [{name: getattr(hop, name) for name in COLUMNS} for hop in verdict(hops)]
+        broken = next((hop["hop"] for hop in found if not hop["ok"]), None)
+        told = f"smoke: broken at {broken}\n" if broken else "smoke: every hop holds\n"
+        out.emit({"ok": broken is None, "hops": found}, rows=found, columns=COLUMNS, text=lambda: told)
     return int(broken is not None)

@@ -48,10 +48,10 @@ def abandon_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def columns() -> int:
+def columns(fd: int = 1) -> int:
     """Return the width of the terminal that reads stdout, 80 where there is none."""
     try:
-        return max(int(os.environ.get("COLUMNS", "0")), 0) or os.get_terminal_size(1).columns or 80
+        return max(int(os.environ.get("COLUMNS", "0")), 0) or os.get_terminal_size(fd).columns or 80
     except (ValueError, OSError):
         return 80
 

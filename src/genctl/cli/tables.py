@@ -7,13 +7,16 @@ from datetime import UTC, datetime
 from functools import cached_property
 from itertools import count, pairwise
 from typing import Any
+from uuid import UUID
 
-from genctl.cli.formats import GAP, Row, Writer, below, cell, sheet, shorten, width
+from genctl.cli.formats import GAP, Row, Writer, below, cell, pad, sheet, shorten, width
 
 LEAST_ID = 8  # characters that a shortened id keeps; the commands take any unique beginning
-LEAST_SENTENCE = 24  # columns in which a sentence may stand beside its row
-COMFORT = 16  # columns that a cut text keeps
 LEAST_ID_ALONE = 13  # the same in a table that grows: UUIDs that begin with a time differ there, too
+LEAST_SENTENCE = 24  # columns in which a sentence may stand beside its row
+MOMENT, ID, USUAL_SENTENCE = 24, 36, 80  # columns of a time, an id and a sentence in a table that grows
+LEAST_CODE = 35  # columns of a code; few are longer
+COMFORT, LEAST_TEXT = 16, 7  # columns that a cut text keeps; the same where the table fits only then
 NUMBER = "#"
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z", re.ASCII)
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -39,41 +42,102 @@ def table(rows: Sequence[Row], columns: Sequence[str], room: int | None) -> str:
     numbered where they would.
     """
     shown = [_Column.of(name, [row.get(name) for row in rows]) for name in columns]
-    head, *written = _laid_out(shown, len(rows), room)
-    if room and len(set(written)) < len(rows):
+    under: list[list[str]] = [[] for _ in rows]
+    narrow = _narrowed(shown, _ways(shown, under), room) if room else shown
+    if room and _total(narrow) > room:
+        cells = zip(*(one.cells for one in shown), strict=True)
+        return "".join(
+            _sheet(number, dict(zip(columns, row, strict=True)), room) for number, row in enumerate(cells, 1)
+        )
+    head, rule, *lines = _aligned(narrow)
+    written = [
+        line + "".join(below(text, room) for text in texts if text not in cells)
+        for line, texts, cells in zip(
+            lines, under, zip(*(one.cells for one in narrow), strict=True), strict=True
+        )
+    ]
+    if room and len({*written}) < len(rows):
         numbered = [{NUMBER: number} | dict(row) for number, row in enumerate(rows, 1)]
         return table(numbered, [NUMBER, *columns], room)
-    return head + "".join(written)
+    return head + rule + "".join(written)
 
 
 def lines_writer(columns: Mapping[str, int], room: int | None) -> Writer:
-    """Align rows before all are known, each as a table of its own; `columns` have their least widths."""
-    numbers = count(1)
-
-    def laid_out(row: Row, number: int = 0) -> list[str]:
-        shown = [_Column.of(name, [row.get(name)], least) for name, least in columns.items()]
-        return _laid_out(shown, 1, room, first=number, grows=True)
-
-    def head(row: Row | None) -> str:
-        return laid_out(row)[0].partition("\n")[0] + "\n" if row else ""
-
-    return Writer(lambda row: laid_out(row, next(numbers))[1], head)
+    """Align rows before all are known, by the usual widths of `columns`; 0 takes the rest of the line."""
+    lines = _GrowingTable(columns, room)
+    return Writer(lines.write, lines.head)
 
 
-def _laid_out(
-    shown: Sequence["_Column"], rows: int, room: int | None, *, first: int = 1, grows: bool = False
-) -> list[str]:
-    """Write the head, and each row with what stands below it; `grows`: nobody knows how many will follow."""
-    under: list[list[str]] = [[] for _ in range(rows)]
-    narrow = _narrowed(shown, under, room, grows=grows) if room else shown
-    if room and _total(narrow) > room:
-        return [""] + [
-            f"{f'-[ {first + row} ]':-<{room}}\n{sheet({one.name: one.cells[row] for one in shown}, room)}"
-            for row in range(rows)
-        ]
-    head, rule, *lines = _aligned(narrow)
-    written = ["".join(below(text, room) for text in texts) for texts in under]
-    return [head + rule, *(line + more for line, more in zip(lines, written, strict=True))]
+class _GrowingTable:
+    """Write a table that grows: when its first row comes, its columns give way for all rows."""
+
+    def __init__(self, columns: Mapping[str, int], room: int | None) -> None:
+        self.columns = columns
+        self.room = room
+        self.widths: dict[str, int] = {}  # empty where each row is a sheet
+        self.number = count(1)
+
+    def head(self, first: Row | None) -> str:
+        """Lay out the table and write its head; without a row it has none."""
+        if first is None:
+            return ""
+        room, columns = self.room, self.columns
+        usual = [_Column.of(name, [_usual(name, least, first)]) for name, least in columns.items()]
+        narrow = _narrowed(usual, _ways(usual, [[]], _in_growing), room) if room else usual
+        if room and _total(narrow) > room:
+            return ""
+        self.widths = {one.name: one.width for one in narrow}
+        if room and not columns[last := [*columns][-1]]:
+            rest = room - sum(wide + GAP for name, wide in self.widths.items() if name != last)
+            self.widths |= {last: rest} if rest >= LEAST_SENTENCE else {}
+        return self._line({name: name for name in columns} | {one.name: one.head for one in narrow})
+
+    def write(self, row: Row) -> str:
+        """Write a row, and below it the sentences and codes that are too wide."""
+        cells, under = {name: cell(row.get(name)) for name in self.columns}, ""
+        if self.room and not self.widths:
+            return _sheet(next(self.number), cells, self.room)
+        for name, text in cells.items() if self.room else ():
+            if width(text) <= (most := self.widths.get(name, 0)):
+                continue
+            if name in SENTENCES | WHOLE:
+                cells[name] = ""
+                under += below(text, self.room) if text != "-" else ""
+            elif (short := _in_growing([text])[0]) != text:
+                cells[name] = short
+            elif most:
+                cells[name] = shorten(text, most, (most - 1) // 2)
+        return self._line(cells) + under
+
+    def _line(self, cells: Mapping[str, str]) -> str:
+        shown = (pad(cells[name], self.widths[name] + GAP) for name in self.columns if name in self.widths)
+        return "".join(shown).rstrip() + "\n"
+
+
+def _usual(name: str, least: int, first: Row) -> str:
+    """Return a text that is as wide as most of a column; of a time the first row's, which may have a day."""
+    if least == MOMENT:
+        text = cell(first.get(name))
+        return text if _MOMENT.fullmatch(text) else f"{datetime.now(UTC):%FT%TZ}"
+    if least == ID:
+        return f"{UUID(int=0)}"
+    return "x" * (least or (USUAL_SENTENCE if name in SENTENCES else LEAST_CODE))
+
+
+def _in_growing(cells: Sequence[str]) -> list[str]:
+    """Shorten times and ids where nobody knows the ids that will come, and an age would soon be wrong."""
+    now = datetime.now(UTC)
+    return [text[:LEAST_ID_ALONE] if _UUID.fullmatch(text) else time_of_day(text, now) for text in cells]
+
+
+def _in_table(cells: Sequence[str]) -> list[str]:
+    """Shorten the times and ids of a whole column."""
+    now = datetime.now(UTC)
+    return shortened_ids([age(text, now) for text in cells])
+
+
+def _sheet(number: int, row: Mapping[str, str], room: int) -> str:
+    return f"{f'-[ {number} ]':-<{room}}\n{sheet(row, room)}"
 
 
 @dataclass(frozen=True)
@@ -84,48 +148,44 @@ class _Column:
     head: str
     cells: Sequence[str]
     is_number: bool
-    least: int  # of its width
 
     @classmethod
-    def of(cls, name: str, values: Sequence[Any], least: int = 0) -> "_Column":
+    def of(cls, name: str, values: Sequence[Any]) -> "_Column":
         is_number = all(value is None or type(value) in {int, float} for value in values)
-        return cls(name, name, [cell(value) for value in values], is_number, least)
+        return cls(name, name, [cell(value) for value in values], is_number)
 
     @cached_property
     def width(self) -> int:
-        return max(self.least, *map(width, (self.head, *self.cells)))
+        return max(map(width, (self.head, *self.cells)))
 
     def holds(self, shape: re.Pattern[str]) -> bool:
         filled = [text for text in self.cells if text != "-"]
         return bool(filled) and all(map(shape.fullmatch, filled))
 
     def brief(self, cells: Sequence[str]) -> "_Column":
-        return replace(self, head=re.sub("(Id|At)$", "", self.head), cells=cells, least=0)
+        return replace(self, head=re.sub("(Id|At)$", "", self.head), cells=cells)
 
-    def cut(self, over: int) -> "_Column":
-        most = max(COMFORT, self.width - over)
-        cells = [shorten(text, most, (most - 1) // 2) for text in self.cells]
-        return replace(self, cells=cells, least=min(self.least, most))
+    def cut(self, most: int) -> "_Column":
+        return replace(self, cells=[shorten(text, most, (most - 1) // 2) for text in self.cells])
 
-    def moved(self, over: int, under: Sequence[list[str]], *, is_named: bool = False) -> "_Column | None":
-        """Move the cells that are too long below their rows; where little is left for the others, all."""
-        left = self.width - over if self.width - over >= LEAST_SENTENCE else 0
+    def moved(self, left: int, under: Sequence[list[str]], *, is_named: bool = False) -> "_Column | None":
+        """Move the cells that are wider than `left` below their rows; if that is little, all of them."""
+        left = left if left >= LEAST_SENTENCE else 0
         for text, texts in zip(self.cells, under, strict=True):
             if width(text) > left and text not in {"-", *texts}:
-                texts.append(f"{self.head}: {text}" if is_named else text)
+                place = 0 if self.name == "code" else len(texts)
+                texts.insert(place, f"{self.head}: {text}" if is_named else text)
         cells = [text if width(text) <= left else "" for text in self.cells]
-        return replace(self, head=shorten(self.head, left), cells=cells, least=left) if left else None
+        return replace(self, head=shorten(self.head, left), cells=cells) if {*cells} - {"", "-"} else None
 
 
 _Way = Callable[[_Column, int], _Column | None]  # takes what is too much; None: the column is gone
 
 
-def _narrowed(
-    shown: Sequence[_Column], under: Sequence[list[str]], room: int, *, grows: bool
-) -> list[_Column]:
-    """Let columns give way, one after the other, until the table fits; `under` gets what moves below rows."""
+def _narrowed(shown: Sequence[_Column], ways: Iterable[tuple[str, _Way]], room: int) -> list[_Column]:
+    """Let columns give way, one after the other, until the table fits."""
     now = {column.name: column for column in shown}
-    for name, way in _ways(shown, under, grows=grows):
+    for name, way in ways:
         over = _total(now.values()) - room
         if over > 0 and name in now:
             given = way(now.pop(name), over)
@@ -133,28 +193,37 @@ def _narrowed(
     return [now[column.name] for column in shown if column.name in now]
 
 
-def _ways(shown: Sequence[_Column], under: Sequence[list[str]], *, grows: bool) -> Iterator[tuple[str, _Way]]:
+def _ways(
+    shown: Sequence[_Column],
+    under: Sequence[list[str]],
+    brief: Callable[[Sequence[str]], list[str]] = _in_table,
+) -> Iterator[tuple[str, _Way]]:
     """Yield what a table can do without: long times, whole ids, sentences in the row, long texts, columns.
 
-    No code is cut: at last those that are too long stand below their rows.
+    No code is cut: the few long ones stand below their rows, and at last all that are too long. What moves
+    there goes to `under`.
     """
-    now, when, least_id = datetime.now(UTC), age, LEAST_ID
-    if grows:  # an age would soon be wrong, and the ids that will come are not known
-        when, least_id = time_of_day, LEAST_ID_ALONE
-    for column in shown:
-        if column.holds(_MOMENT):
-            yield column.name, lambda one, _: one.brief([when(text, now) for text in one.cells])
-        elif column.holds(_UUID):
-            yield column.name, lambda one, _: one.brief(shortened_ids(one.cells, least_id))
+    briefed = {column.name: None for column in shown if column.holds(_MOMENT) or column.holds(_UUID)}
+    yield from ((name, lambda one, _: one.brief(brief(one.cells))) for name in briefed)
     widest = sorted(shown, key=lambda column: -column.width)
     sentences = [column.name for column in widest if column.name in SENTENCES]
     yield from (
-        (name, lambda one, over: one.moved(over, under, is_named=len(sentences) > 1)) for name in sentences
+        (name, lambda one, over: one.moved(one.width - over, under, is_named=len(sentences) > 1))
+        for name in sentences
     )
-    texts = [column for column in widest if column.name not in SENTENCES | WHOLE and column.width > COMFORT]
-    yield from ((column.name, _Column.cut) for column in texts)
+    others = {*SENTENCES, *WHOLE, *briefed}
+    texts = [column.name for column in widest if column.width > COMFORT and column.name not in others]
+    yield from ((name, lambda one, over: one.cut(max(one.width - over, COMFORT))) for name in texts)
     yield from ((name, lambda *_: None) for name in LEAVING)
-    yield "code", lambda one, over: one.moved(over, under)
+    for least in (LEAST_CODE, 0):
+        yield "code", lambda one, over: one.moved(max(one.width - over, least), under)  # noqa: B023 (now)
+        yield from ((name, _squeezed) for name in texts)
+
+
+def _squeezed(one: _Column, over: int) -> _Column:
+    """Cut the texts further if the table fits then."""
+    most = one.width - over
+    return one.cut(most) if most >= LEAST_TEXT else one
 
 
 def _total(shown: Iterable[_Column]) -> int:

@@ -12,6 +12,7 @@ from genctl.base.printable import printable
 from genctl.cli import streams
 
 CLEAR_LINE = "\r\x1b[K"
+WIDEST_BAR, BESIDE_BAR = 36, 21  # columns of a bar, and of brackets, percents and the time beside it
 
 _drawn: list[object] = []  # the bar that stands in the line of the cursor, if any
 
@@ -67,7 +68,10 @@ def ask(question: str) -> str:
     with _signals_end_it():
         sys.stderr.write(printable(question))
         sys.stderr.flush()
-        return sys.stdin.readline().strip()
+        line = sys.stdin.readline()
+    if not line.endswith("\n"):  # Ctrl-D leaves the cursor behind the question
+        sys.stderr.write("\n")
+    return line.strip()
 
 
 def ask_secret(question: str) -> str:
@@ -99,7 +103,13 @@ def _signals_end_it() -> Iterator[None]:
 @contextmanager
 def progress(total: int, label: str) -> Iterator[Advance]:
     """Draw a bar on stderr if that is a terminal; yield an Advance."""
-    bar = click.progressbar(length=total, label=printable(label), file=sys.stderr, hidden=not _is_able())
+    label = printable(label)
+    room = (
+        streams.columns(streams.STDERR) - len(label) - BESIDE_BAR
+    )  # a bar that wraps is drawn again and again
+    bar = click.progressbar(
+        length=total, label=label, file=sys.stderr, hidden=not _is_able(), width=max(min(room, WIDEST_BAR), 1)
+    )
     with bar:
         if not bar.hidden:
             _drawn.append(bar)

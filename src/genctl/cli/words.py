@@ -12,6 +12,7 @@ OURS = {
     "--yes": "the runbook asks: mark the step dangerous",
     "-h": "help is no step",
     "--help": "help is no step",
+    "--version": "the command version tells it",
 }
 NEVER = {"runbook": "a runbook runs no runbook", "demo": "it has a stack of its own", "up": "it never ends"}
 

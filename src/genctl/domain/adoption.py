@@ -32,20 +32,10 @@ EMPTIED: Mapping[str, tuple[str, ...]] = {  # where a run begins, waits or ends
     "credit_accounts": (),
     "credit_reservations": ("released_at", "captured_at"),
 }
-LATER = (
-    "offered_at",
-    "holds",
-    "erased_at",
-    "traceparent",
-)  # columns of generation_sessions, made after the first three files
-ROWS = {
-    "generation_sessions": "sessions",
-    "credit_accounts": "accounts",
-    "credit_reservations": "reservations",
-}
-
+# columns of generation_sessions that files after the first three make
+LATER = ("offered_at", "holds", "erased_at", "traceparent")
 OURS = sorted(  # a product may have no table of these names
-    {tab for tables in RIGHTS.values() for tab in tables} - ROWS.keys() - {"genctl_migrations"}
+    {tab for tables in RIGHTS.values() for tab in tables} - COLUMNS.keys() - {"genctl_migrations"}
 )
 
 # What the statement `base_findings` finds, in words, and the cure.
@@ -113,14 +103,18 @@ BEFOREHAND = {"elsewhere", "no create", "other owner", "name taken"}  # matter b
 LIMITS = {"not null", "trigger"}  # genctl adopts, and cannot do everything
 ROWS_SEEN = WORDS["hidden rows"][1].replace("{role}", "R")
 _TYPE = re.compile(r"(\w+)\.(\w+) is [^;]+?, not (\w+)")
+_TAKEN = re.compile(r"(\w+)\.(\w+) is there already")
 
 
-def retyped(refusal: str) -> str:
-    """Write the statements that give the columns of a base, as the first file refused it, their types."""
-    return "; ".join(
+def mended(refusal: str) -> str:
+    """Say how to mend a base that the first files have refused; an empty text for another refusal."""
+    retyped = [
         f"alter table {tab} alter {name} type {kind} using {name}::{kind}"
         for tab, name, kind in _TYPE.findall(refusal)
-    )
+    ]
+    renamed = [WORDS["column taken"][1].format(tab=tab, detail=name) for tab, name in _TAKEN.findall(refusal)]
+    shaped = ["give genctl a database of its own, or make the three tables as docs/adoption.md has them"]
+    return "; ".join(retyped or renamed or shaped * ("this is not the base" in refusal))
 
 
 def told(row: Mapping[str, str]) -> tuple[str, str]:
@@ -128,7 +122,7 @@ def told(row: Mapping[str, str]) -> tuple[str, str]:
     text, cure = WORDS[row["kind"]]
     # libpq takes a backslash before a blank
     encoded = quote(row["detail"].replace("\\", "\\\\").replace(" ", "\\ "))
-    facts = {**row, "rows": ROWS.get(row["tab"], "rows"), "encoded": encoded}
+    facts = {**row, "rows": _rows(row["tab"]), "encoded": encoded}
     return text.format_map(facts), cure.format_map(facts)
 
 
@@ -145,8 +139,13 @@ def refuse(rows: Sequence[Mapping[str, str]]) -> None:
 
 def cure(tab: str, *, column: bool) -> str:
     """Say who can make a row of an adopted table that the database has refused: a `column` is missing."""
-    rows = ROWS.get(tab)
-    return f"let the product make the {rows}{', or give the column a default' * column}" if rows else ""
+    said = f"let the product make the {_rows(tab)}{', or give the column a default' * column}"
+    return said if tab in COLUMNS else ""
+
+
+def _rows(tab: str) -> str:
+    """Name the rows of a table of the base, such as `sessions`."""
+    return tab.rpartition("_")[2]
 
 
 def limits(rows: Sequence[Mapping[str, str]]) -> list[str]:

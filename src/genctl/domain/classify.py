@@ -104,7 +104,7 @@ def classify(
 
 def words_of(answer: Answer, provider: Provider) -> Reading:
     """Read what an answer of `provider` says. Never raises."""
-    named = [rule for rule in provider.rules if "*" not in rule.codes]
+    named = [msgspec.structs.replace(rule, says="") for rule in provider.rules if "*" not in rule.codes]
     return read(answer, provider.envelope, lambda code: rule_of(code, None, named) is not None)
 
 

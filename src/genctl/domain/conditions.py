@@ -89,7 +89,7 @@ def _found(node: Node, path: str, document: Any) -> Any:
 
 
 def _said(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
 
 
 def holds(condition: str, document: Any) -> bool:

@@ -23,7 +23,6 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     message_id: str
-    receipt: str = ""  # deletes the message
     sent_at: datetime
     receive_count: int
     said: Mapping[str, str] = {}  # its attributes; the code `Unknown` if SQS has moved it without any
@@ -254,14 +253,15 @@ class Tally(msgspec.Struct):
         skipped = sum(self.skipped.values())
         return f"{self.redriven} redriven, {self.stale} stale, {skipped} skipped, {self.failed} failed"
 
-    def add(self, steps: Iterable[LetterPlan], failed: int = 0) -> None:
-        """Add steps that a redrive has carried out, and the number of those that failed."""
-        self.failed += failed
+    def add(self, steps: Iterable[LetterPlan | None]) -> None:
+        """Add steps that a redrive has carried out; None for one that failed."""
         for step in steps:
-            match step.action:
-                case "requeue" | "resend" if step.why != "stale":
-                    self.redriven += 1
-                case "drop" | "resend":
+            match step and (step.action, step.why):
+                case None:
+                    self.failed += 1
+                case "skip", why:
+                    self.skipped[why] = self.skipped.get(why, 0) + 1
+                case ("drop", _) | ("resend", "stale"):
                     self.stale += 1
-                case "skip":
-                    self.skipped[step.why] = self.skipped.get(step.why, 0) + 1
+                case _:
+                    self.redriven += 1

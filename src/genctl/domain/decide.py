@@ -56,9 +56,9 @@ def probe_body(tool: str) -> str:
     return msgspec.json.encode(Job(1, tool, PROBE, 1)).decode()
 
 
-def is_free(row: Session | None, run: int | None) -> bool:
+def is_free(row: Session, run: int | None) -> bool:
     """Tell whether a claim should have got this row, so that a lock must have kept it away."""
-    if row is None or row.read_at is None or (run is not None and row.run != run):
+    if row.read_at is None or (run is not None and row.run != run):
         return False
     match row.status:
         case Status.QUEUED:
@@ -69,10 +69,13 @@ def is_free(row: Session | None, run: int | None) -> bool:
 
 
 def exhausted(session: Session, limits: Limits) -> str | None:
-    """Return the code with which to settle a claimed session without a call, or None: call."""
+    """Return the code with which to settle a claimed session without a call, or None: call.
+
+    A dead lease counts as an unknown outcome, also where the end by whoever took it over could not be stored.
+    """
     if not session.spent and session.unknowns <= limits.unknowns:
         return None
-    return "WorkerCrashed" if session.from_dead_lease else "AttemptsExhausted"
+    return "WorkerCrashed" if session.unknowns else "AttemptsExhausted"
 
 
 def dead_lease_code(session: Session, limits: Limits) -> str | None:
@@ -80,8 +83,7 @@ def dead_lease_code(session: Session, limits: Limits) -> str | None:
     if session.lease_until is None:  # it was processing when the database was adopted
         return "WorkerCrashed"
     spent, unknowns = session.attempts >= limits.attempts, session.unknowns + 1
-    claimed = msgspec.structs.replace(session, spent=spent, unknowns=unknowns, from_dead_lease=True)
-    return exhausted(claimed, limits)
+    return exhausted(msgspec.structs.replace(session, spent=spent, unknowns=unknowns), limits)
 
 
 def may_retry(session: Session, failure: Failure, limits: Limits) -> bool:

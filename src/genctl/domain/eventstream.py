@@ -45,9 +45,11 @@ class EventReader:
     def read(self, piece: bytes) -> Iterator[Told]:
         """Yield the events that this piece completes."""
         text = self._decoder.decode(piece)
+        if not text:  # the piece ends within a character
+            return
         if self._after_cr:
             text = text.removeprefix("\n")
-        self._after_cr = text.endswith("\r") or (self._after_cr and not text)
+        self._after_cr = text.endswith("\r")
         *events, rest = (self._rest + text.replace("\r\n", "\n").replace("\r", "\n")).split("\n\n")
         self._rest = _COMMENT.sub("", rest)
         for event in events:

@@ -26,7 +26,10 @@ STEADY_S = 15.0  # no call begins on a share of the calls at once that is older
 
 LEAST_RATE, MOST_RATE = 1.0, 100_000.0  # what 429s may teach, in calls a minute
 FIRST_RATE = 60.0  # the first lesson teaches no less: 429s may speak of a busy provider, not of us
-FEW = 3  # with fewer 429s in a minute there is no first lesson, likewise
+LATELY_S = 30.0  # of the calls of so long, at most, a lesson is learnt
+FEW = 3  # fewer 429s of them are no lesson, likewise
+FEW_OF = 0.05  # nor are 429s of a smaller part of them
+RARE_RATE = 30.0  # but where calls are rarer than that, each 429 counts
 ROUND_S = 10.0  # between two lessons, and two steps upwards
 WORST, BEST = 0.5, 0.85  # of the rate that are left after a 429
 CLIMB = 0.1  # of the rate before, which a minute of full use adds; more, as the lesson grows old
@@ -154,28 +157,37 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     def _until(self, moment: datetime | None) -> float:
         return max(0.0, (moment - self.read_at).total_seconds()) if moment else 0.0
 
+    @property
+    def lately_s(self) -> float:
+        """Return for how long we look back at calls: to the last lesson, and not further than LATELY_S."""
+        return min(self._since(self.lowered_at), LATELY_S)
+
     def _since(self, moment: datetime | None) -> float:
         return (self.read_at - moment).total_seconds() if moment else math.inf
 
     def lowered(
-        self, *, began_s: float, took: float, refused: int, calls_a_minute: float
+        self, *, began_s: float, took: int, refused: int, calls_a_minute: float
     ) -> tuple[float, float] | None:
         """Say what a 429 teaches, as a rate and its top; None: it is no news.
 
-        `began_s`: how long ago its call began, `took`: the part of our calls that the provider took lately,
-        `refused`: how many it refused as too many in the last minute, `calls_a_minute`: our own.
+        `began_s`: how long ago its call began; `took`, `refused`: how many of our calls since `lately_s` the
+        provider took, and refused as too many; `calls_a_minute`: our own.
         """
         since_s = self._since(self.lowered_at)
         if since_s < ROUND_S or since_s < began_s:
             return None
-        if self.taught is None and refused * self.workers < FEW:  # each hears of its own calls
+        is_rare = self.taught is not None and self.taught < RARE_RATE
+        if refused * self.workers < FEW and not is_rare:  # each hears of its own calls
+            return None
+        part = took / max(1, took + refused)
+        if part > 1 - FEW_OF:
             return None
         was = self.rate
         if self.taught is None:
             made = max(calls_a_minute * max(1, self.workers), FIRST_RATE / BEST)
             was = min(made, was) if was is not None else made
         assert was is not None  # noqa: S101 - made of one of the two
-        rate = was * min(max(took, WORST), BEST)
+        rate = was * min(max(part, WORST), BEST)
         if self.taught is None:
             rate = max(rate, min(FIRST_RATE, was))
         top = max(was, (self.top or 0.0) * BEST)
@@ -237,8 +249,3 @@ class Recent:
     def within(self, now: float, what: Told, seconds: float = 60) -> int:
         """Count these of the last so many seconds, the current one among them."""
         return sum(counts[what] for second, counts in self._seconds if now - seconds < second)
-
-    def took(self, now: float) -> float:
-        """Return the part of the calls that the provider took within a round; 1 if it refused none."""
-        took, refused = (self.within(now, what, ROUND_S) for what in ("took", "refused"))
-        return took / (took + refused) if refused else 1.0

@@ -4,6 +4,9 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import quote, urlsplit
+
+from genctl.domain.model import GenctlError
 
 _VALUE = re.compile(r"\$\{([a-z][a-z0-9_]*)\}")
 
@@ -51,6 +54,17 @@ def as_word(value: Any) -> str:
 def spoken(text: str, values: Mapping[str, Any]) -> str:
     """Put the values into a text for a person."""
     return _VALUE.sub(lambda match: as_word(values.get(match[1], match[0])), text)
+
+
+def with_path(url: str, parts: list[str]) -> str:
+    """Add the parts to the path of a URL. Raises GenctlError for one that leads elsewhere."""
+    if not parts:
+        return url
+    if astray := {".", ".."} & {*parts}:
+        raise GenctlError("BadValue", f"{astray.pop()} in a path leads to another one", exit_code=1)
+    base = urlsplit(url)
+    path = "/".join([base.path.rstrip("/"), *(quote(part, safe="") for part in parts)])
+    return base._replace(path=path).geturl()
 
 
 def statement(text: str) -> str:

@@ -95,7 +95,7 @@ def says(event: TraceEvent) -> str:  # noqa: PLR0911 (a table)
             who = f": {data['worker']} fell silent" if data.get("worker") else ""
             return f"back to the queue, with an outcome that nobody knows{who}"
         case "retried":
-            return f"{_failure(data)}; again after {data.get('delayS', 0):.1f} s"
+            return f"{_failure(data)}; again after {_delay_s(event):.1f} s"
         case "failed":
             by = f" by {data['by']}" if data.get("by") else ""
             return f"{_failure(data)}{by}; {data.get('refundedCredits') or 0} credits released"
@@ -123,15 +123,20 @@ def _failure(data: Mapping[str, Any]) -> str:
     return f"{data.get('code', '?')} ({data.get('category', '?')}{status})"
 
 
+def _delay_s(event: TraceEvent) -> float:
+    delay = event.data.get("delayS")
+    return delay if isinstance(delay, int | float) else 0.0
+
+
 def _wait(event: TraceEvent, before: Sequence[TraceEvent]) -> tuple[str | None, float | None, bool]:
     """Say what the event waited for, for how many milliseconds, and whether that is more than usual."""
     gap = SILENCE if event.data.get("fromDeadLease") else GAPS.get(event.kind)
     since = _since(gap, event, before) if gap else None
     if gap is None or since is None:
         return None, None, False
-    gap_ms, planned_s = _ms(since.at, event.at), since.data.get("delayS", 0)
+    gap_ms = _ms(since.at, event.at)
     name = "backoff" if since.kind == "retried" else gap.name
-    return name, gap_ms, gap_ms > (gap.usual_s + planned_s) * 1000
+    return name, gap_ms, gap_ms > (gap.usual_s + _delay_s(since)) * 1000
 
 
 def _since(gap: Gap, event: TraceEvent, before: Sequence[TraceEvent]) -> TraceEvent | None:

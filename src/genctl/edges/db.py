@@ -7,6 +7,7 @@ import asyncio
 import math
 import os
 import random
+import select
 import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ from genctl.base.jsontext import DEEPEST, TooDeepError, read_json
 from genctl.domain.model import GenctlError
 from genctl.edges import deadline
 from genctl.edges.db_errors import READ_ONLY, ConflictError, DatabaseGoneError, errors_told, first_line
-from genctl.edges.deadline import GRACE_S, LOOK_S, Deadline, Watch, answering
+from genctl.edges.deadline import GRACE_S, LOOK_S, Watch, answering
 from genctl.edges.statements import statements
 
 Connection = psycopg.AsyncConnection[DictRow]
@@ -222,7 +223,6 @@ class Database:
     def __init__(self, dsn: str, pool: "AsyncConnectionPool[Connection]") -> None:
         self.dsn = dsn
         self._pool = pool
-        self._limit = deadline.current()
         self._waiting: dict[object, float] = {}  # since when each request waits for a connection (monotonic)
         self._in_use = 0  # number of connections
         self._away_since: float | None = None  # monotonic; None: the database answers
@@ -287,7 +287,11 @@ class Database:
         waits = object()
         self._waiting[waits] = time.monotonic()
         try:
-            async with asyncio.timeout(within_s), self._pool.connection() as conn:
+            async with asyncio.timeout(within_s), AsyncExitStack() as stack:
+                while _is_cut(conn := await stack.enter_async_context(self._pool.connection())):
+                    await conn.close()
+                    await self._pool.drain()  # the others are as old
+                    await stack.aclose()
                 del self._waiting[waits]
                 if task and task.cancelling() > cancelled:
                     raise asyncio.CancelledError
@@ -338,13 +342,11 @@ class Database:
     async def _transact(
         self, steps: Sequence[Statement], timeout_s: float, lock_s: float | None
     ) -> list[list[Row]]:
-        if lock_s is None:
-            lock_s = (self._limit and self._limit.lock_s) or LOCK_S
-        opening: list[Statement] = [("read_committed", {}), ("lock_timeout", {"ms": milliseconds(lock_s)})]
-        watch = None
-        if self._limit:
-            watch, timeout_s = watched(self.dsn), self._limit.within_s + 2 * GRACE_S  # the server comes first
-            opening.append(_time_of(self._limit))
+        lock_ms = milliseconds(deadline.lock_s(LOCK_S) if lock_s is None else lock_s)
+        opening: list[Statement] = [("read_committed", {}), ("lock_timeout", {"ms": lock_ms})]
+        if watch := watched(self.dsn):
+            timeout_s = watch.within_s + 2 * GRACE_S  # the server comes first
+            opening.append(("statement_timeout", _time_of(watch)))
         with errors_told(self.dsn, watch):
             async with self._connection(timeout_s) as conn:
                 try:
@@ -383,8 +385,8 @@ class Database:
                     await transaction.enter_async_context(conn.transaction())
                     await run(conn, "snapshot")
                     await run(conn, "rows_unhidden")
-                    if self._limit:
-                        await run(conn, "statement_timeout", **_time_of(self._limit)[1])
+                    if watch:
+                        await run(conn, "statement_timeout", **_time_of(watch))
                 yield asked
                 async with watch.over(conn) if watch else nullcontext():
                     await transaction.aclose()
@@ -411,12 +413,25 @@ class Database:
             delay_s = min(delay_s * 2, MAX_RETRY_S)
 
 
+def _is_cut(conn: Connection) -> bool:
+    """Tell whether the server has closed a connection that nobody used, as a restart or a fail-over does."""
+    poll = select.poll()
+    try:
+        poll.register(conn.fileno(), select.POLLIN)
+        while poll.poll(0):  # its last words come before the end; others, such as a notice, are harmless
+            conn.pgconn.consume_input()
+    except psycopg.Error:
+        return True
+    return False
+
+
 async def ask(dsn: str, text: str, params: Mapping[str, Any], *, writes: bool) -> list[Row]:
     """Run one statement that a person has written, in a transaction of its own; read-only unless it `writes`.
 
     Raises GenctlError, also for more than MOST_ROWS rows; it writes nothing then.
     """
     async with await connect(dsn) as conn:
+        set_json_loads(read_json, conn)  # which refuses what is nested too deeply
         with errors_told(dsn):
             try:
                 async with conn.transaction():
@@ -429,7 +444,7 @@ async def ask(dsn: str, text: str, params: Mapping[str, Any], *, writes: bool) -
                     "ReadOnly", first_line(error), "declare writes: true", exit_code=1
                 ) from error
             except psycopg.Error as error:
-                if not error.sqlstate:  # the connection's fault
+                if isinstance(error, psycopg.OperationalError) and not error.sqlstate:  # the connection
                     raise
                 raise GenctlError("BadStatement", f"PostgreSQL: {first_line(error)}", exit_code=1) from error
 
@@ -455,9 +470,9 @@ def milliseconds(seconds: float) -> int:
     return min(max(1, round(seconds * 1000)), MOST_MS)
 
 
-def _time_of(limit: Deadline) -> Statement:
-    """Return the statement that bounds all that follow in its transaction."""
-    return "statement_timeout", {"ms": milliseconds(limit.within_s), "is_local": True}
+def _time_of(watch: Watch) -> dict[str, Any]:
+    """Return the parameters of the statement that bounds all that follow in its transaction."""
+    return {"ms": milliseconds(watch.within_s), "is_local": True}
 
 
 def as_json(value: Any) -> Any:

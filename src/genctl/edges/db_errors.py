@@ -67,8 +67,9 @@ def errors_told(dsn: str, watch: Watch | None = None) -> Iterator[None]:
     try:
         yield
     except (psycopg.Error, PoolTimeout, TimeoutError, UnicodeEncodeError) as error:
-        tell = _gone if _is_gone(error) else next(tell for kinds, tell in _TOLD if isinstance(error, kinds))
-        told = tell(error, "/".join(place(dsn)))
+        cause = TimeoutError() if watch and watch.is_late() else error
+        tell = _gone if _is_gone(cause) else next(tell for kinds, tell in _TOLD if isinstance(cause, kinds))
+        told = tell(cause, "/".join(place(dsn)))
         raise (_explained(told, watch) if watch else told) from error
 
 
@@ -76,7 +77,7 @@ def _explained(told: GenctlError, watch: Watch) -> GenctlError:
     """Add what the statement waited for."""
     seen, cure = watch.seen()
     if isinstance(told, LockedError):
-        return LockedError(told.message, cure or told.fix, held=seen)
+        return LockedError(told.message, cure or told.fix, held=watch.holder)
     if isinstance(told, DatabaseSilentError):
         message = told.message.replace("in time", f"in {rough(watch.within_s)}") + seen
         return DatabaseSilentError(told.code, message, cure or told.fix)

@@ -10,7 +10,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -101,15 +101,17 @@ def kept(deadline: Deadline) -> Iterator[None]:
 
 def cut(conn: psycopg.AsyncConnection[Any]) -> None:
     """Shut the connection down, so that who reads it gets an error at once."""
-    with socket.socket(fileno=os.dup(conn.fileno())) as line:
+    # the other end may have done so already
+    with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(conn.fileno())) as line:
         line.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
-def answering(conn: psycopg.AsyncConnection[Any], within_s: float) -> Iterator[None]:
+def answering(conn: psycopg.AsyncConnection[Any], within_s: float) -> Iterator[Callable[[], bool]]:
     """Shut the connection down if the body takes longer, which then raises TimeoutError.
 
-    A cancellation would not do: psycopg would ask the silent server to cancel, and wait again.
+    A cancellation would not do: psycopg would ask the silent server to cancel, and wait again. The body gets
+    what tells whether that has happened.
     """
     is_late = False
 
@@ -120,7 +122,7 @@ def answering(conn: psycopg.AsyncConnection[Any], within_s: float) -> Iterator[N
 
     alarm = asyncio.get_running_loop().call_later(within_s, end)
     try:
-        yield
+        yield lambda: is_late
     except psycopg.Error:
         if is_late:  # what the connection says is about us
             raise TimeoutError from None
@@ -138,6 +140,7 @@ class Watch:
         self._look = look
         self._seen: Awaited | None = None
         self._is_deaf = False  # the server took no second connection
+        self.is_late: Callable[[], bool] = lambda: False  # then what the connection says is about us
 
     @asynccontextmanager
     async def over(self, conn: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
@@ -145,7 +148,7 @@ class Watch:
         self._seen = None
         looking = asyncio.create_task(self._looks(conn.info.backend_pid))
         try:
-            with answering(conn, self.within_s + GRACE_S):
+            with answering(conn, self.within_s + GRACE_S) as self.is_late:
                 yield
         finally:
             looking.cancel()
@@ -170,6 +173,11 @@ class Watch:
                 self._deadline.note(f"waiting for a lock that {self._seen.holder} holds{ending}")
             is_first = False
             await asyncio.sleep(LOOK_EVERY_S)
+
+    @property
+    def holder(self) -> str:
+        """Say who holds the lock, as the end of a sentence; empty if we have not seen that."""
+        return f": {self._seen.holder}" if self._seen and self._seen.holder else ""
 
     def seen(self) -> tuple[str, str | None]:
         """Say what the statement waits for, as the end of a sentence; and what command helps."""

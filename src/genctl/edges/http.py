@@ -142,12 +142,16 @@ def unreachable(error: Exception | str, base: str, ca_variable: str = CA_VARIABL
     return Unreachable(f"{said}, through the proxy {proxy}", fix)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception) -> str:  # noqa: PLR0911 (a table)
     match error:
         case aiohttp.ClientHttpProxyError():
             return f"the answer is {error.status} {error.message}"
         case aiohttp.ClientResponseError():
             return "what answers there speaks no HTTP"
+        case aiohttp.InvalidURL():
+            return "that is no URL"
+        case TimeoutError():
+            return "no answer in time"
         case OSError():  # ClientConnectorError is one
             cause = getattr(error, "os_error", error)
             if cause.errno and cause.errno > 0 and not isinstance(cause, ssl.SSLError):

@@ -7,7 +7,6 @@ once: they take turns.
 
 import asyncio
 import hashlib
-import math
 import random
 import re
 import time
@@ -24,6 +23,7 @@ from genctl.base import assets
 from genctl.base.person import Note
 from genctl.domain import adoption
 from genctl.domain.model import GenctlError
+from genctl.domain.refusals import terminate
 from genctl.edges import deadline
 from genctl.edges.db import Connection, Database, Row, as_json, connect_directly, milliseconds, run, watched
 from genctl.edges.db_errors import DatabaseSilentError, LockedError, errors_told
@@ -166,40 +166,44 @@ async def check(db: Database) -> None:
 @asynccontextmanager
 async def _connected(dsn: str) -> AsyncIterator[tuple[Connection, Told]]:
     """Open a direct connection, until the command's deadline; yield also what tells its errors."""
-    watch, limit = watched(dsn), deadline.current()
+    watch = watched(dsn)
     told = partial(errors_told, dsn, watch)
     with told():
         async with await connect_directly(dsn) as conn, watch.over(conn) if watch else nullcontext():
-            if limit:
-                ms = milliseconds(limit.within_s)
+            if watch:
+                ms = milliseconds(watch.within_s)
                 await run(conn, "statement_timeout", ms=ms, is_local=False)
             yield conn, told
 
 
 @asynccontextmanager
 async def _alone(dsn: str, note: Note) -> AsyncIterator[tuple[Connection, Told]]:
-    """Connect as _connected() does, and hold the lock; the server frees it when we are killed."""
-    tell_at = time.monotonic() + SILENT_S
+    """Connect as _connected() does, and hold the lock; the server frees it when we are killed.
+
+    Raises LockedError when another runner holds it until the command's deadline.
+    """
+    limit, began_at, is_told = deadline.current(), time.monotonic(), False
     async with _connected(dsn) as (conn, told):
         # we poll, as a wait inside the server would deadlock with a concurrent build of an index
         while not (await run(conn, "try_migration_lock", key=LOCK_KEY))[0]["locked"]:
-            if time.monotonic() > tell_at and (holder := await _holder(conn)):
-                note(holder)
-                tell_at = math.inf
+            waited_s = time.monotonic() - began_at
+            if waited_s > SILENT_S and not is_told and (holder := await _holder(conn)):
+                note(f"waiting: {holder[0]}; if its runner is dead: {holder[1]}")
+                is_told = True
+            if limit and waited_s > limit.within_s and (holder := await _holder(conn)):
+                raise LockedError(holder[0], limit.again)
             await asyncio.sleep(POLL_S)
         yield conn, told
 
 
-async def _holder(conn: Connection) -> str | None:
-    """Say who migrates; the backend of a killed runner goes on until its statement ends."""
+async def _holder(conn: Connection) -> tuple[str, str] | None:
+    """Say who migrates, and how to end it: a killed runner's backend goes on until its statement ends."""
     if not (rows := await run(conn, "migration_lock_holder", key=LOCK_KEY)):
         return None
     row = rows[0]
     others = "".join(f", and waits itself for backend {pid}" for pid in row["waits_for"])
-    return (
-        f"waiting: backend {row['pid']} of {row['client_addr'] or 'this host'} migrates this database{others}"
-        f"; if its runner is dead: select pg_terminate_backend({row['pid']})"
-    )
+    who = f"backend {row['pid']} of {row['client_addr'] or 'this host'} migrates this database{others}"
+    return who, terminate(row["pid"])
 
 
 async def _compare(conn: Connection) -> list[Migration]:
@@ -249,9 +253,7 @@ async def _carry_out(conn: Connection, told: Told, paths: Sequence[Path], record
     except GenctlError as error:
         names = " to ".join(dict.fromkeys((path.name, paths[-1].name)))
         waited = isinstance(error, LockedError | DatabaseSilentError)
-        mended = (
-            f"{adoption.retyped(error.message) or error.fix or 'mend it'}, and run `genctl migrate` again"
-        )
+        mended = f"{adoption.mended(error.message) or error.fix or 'mend it'}, and run `genctl migrate` again"
         raise GenctlError(
             "MigrationFailed", f"{names}: {error.message}", error.fix if waited else mended
         ) from error

@@ -63,15 +63,17 @@ class Login(NamedTuple):
         """Read a URL as libpq would. Raises GenctlError: exit 2 for one that fits no token, exit 3: no CA."""
         given = conninfo_to_dict(url)
         host, user = str(given.get("host") or ""), str(given.get("user") or env.get("PGUSER") or "")
-        if not host or "," in host or host.startswith("/") or not user or given.get("password"):
+        port = str(given.get("port") or env.get("PGPORT") or 5432)
+        is_one = host and "," not in host and not host.startswith("/")
+        is_port = port.isdecimal() and 0 < int(port) < 1 << 16
+        if not (is_one and is_port and user) or given.get("password"):
             raise GenctlError(
                 "BadSetting",
                 "GENCTL_DB_IAM is on: the database's URL has to name one host and a user, without a password",
                 "set DATABASE_URL=postgresql://USER@HOST:5432/NAME, or GENCTL_DB_IAM=off",
                 exit_code=2,
             )
-        port = int(given.get("port") or env.get("PGPORT") or 5432)
-        return cls(host, port, user, _tls(host, given, env))
+        return cls(host, int(port), user, _tls(host, given, env))
 
     def token(self, frozen: ReadOnlyCredentials, region: str) -> str:
         """Make a token as botocore's generate_db_auth_token does; making one asks nobody."""
@@ -119,7 +121,7 @@ async def _signing(login: Login) -> tuple[Keys, str]:
     keys = await Keys.of_process()
     keys.renew_if_due()
     region = _region_of(login.host) or await credentials.looked_up(_region)
-    if region is None:
+    if not region:
         raise credentials.no_region()
     return keys, region
 

@@ -22,6 +22,7 @@ import msgspec
 import structlog
 
 from genctl.base.batch import all_of
+from genctl.base.durations import doubled_s
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 from genctl.edges import deadline, http
@@ -370,11 +371,12 @@ class Queue:
                 # one bad entry must not fail nine good ones
                 results.update({i: (await self._batch(op, [entries[i]]))[0] for i in pending})
                 break
-            results.update({int(d.id): EntryResult(None, d.message_id) for d in answer.successful or ()})
-            for f in answer.failed or ():
+            results.update({d.id: EntryResult(None, d.message_id) for d in answer.successful or ()})
+            failed = [f for f in answer.failed or () if f.id in results]
+            for f in failed:
                 refused = Refusal(200, f.code, f.message or "").entry(op)
-                results[int(f.id)] = refused._replace(is_refused=f.sender_fault)
-            pending = [int(f.id) for f in answer.failed or () if not f.sender_fault]
+                results[f.id] = refused._replace(is_refused=f.sender_fault)
+            pending = [f.id for f in failed if not f.sender_fault]
             if not pending:
                 break
             if attempt < ATTEMPTS:
@@ -384,7 +386,7 @@ class Queue:
 
 async def pause(attempt: int) -> None:
     """Wait before the next attempt."""
-    await asyncio.sleep(random.random() * min(FIRST_PAUSE_S * 2.0**attempt, LONGEST_PAUSE_S))  # noqa: S311
+    await asyncio.sleep(random.random() * doubled_s(FIRST_PAUSE_S, attempt, LONGEST_PAUSE_S))  # noqa: S311
 
 
 # --- pure ------------------------------------------------------------------------------------

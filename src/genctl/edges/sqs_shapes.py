@@ -76,9 +76,9 @@ class Deliveries(msgspec.Struct, rename="pascal"):
 
 
 class EntryAnswer(msgspec.Struct, rename="pascal"):
-    """Hold what became of one entry of a batch."""
+    """Hold what became of one entry of a batch; its id is its place in what we sent."""
 
-    id: str
+    id: int
     message_id: str = ""
     code: str = ""
     message: str | None = None

@@ -22,7 +22,7 @@ LONGEST_REASON = 1_000  # characters
 TOUCH_S = 3.0
 SILENT_S = 30.0  # a command that has not touched its row for so long is gone
 KEPT_S = 365 * 86_400.0
-END_S = 1.0  # for the last touch: the command may have been told to stop
+END_S = 1.0  # for the last touch after a signal, or when the database may be away
 
 # Returns the options that the command which goes on has to change; None: nothing is left to do.
 Left = Callable[[], Mapping[str, Any] | None]
@@ -95,8 +95,9 @@ async def recorded(
     finally:
         living.cancel()
         await asyncio.wait({living}, timeout=END_S)
+        in_a_hurry = ending in {"failed", "interrupted"}
         with suppress(GenctlError, TimeoutError):  # it stands as interrupted then, and to go on does no harm
-            async with asyncio.timeout(END_S):
+            async with asyncio.timeout(END_S if in_a_hurry else None):
                 await touch(ending, why)
 
 

@@ -127,7 +127,7 @@ async def _card(api: ApiClient, session_id: UUID | None) -> tuple[bool, str]:
     if session_id is None:
         return False, "there is no session"
     status, item = await api.ask(USER, f"/sessions/{session_id}")
-    details = item.get("error_details") or {}
+    details = (item.get("error_details") if isinstance(item, dict) else None) or {}
     sound = status == 200 and not details_complaints(details) and details["refundedCredits"] > 0
     text = f"{details.get('userMessage')} — {details.get('refundedCredits')} credits returned"
     return sound, text if sound else f"the API answered {status}: {item}"

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from genctl.base.person import Advance
+from genctl.base.person import Advance, Note
 from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice, Letter
 from genctl.domain.model import GenctlError, camel
@@ -37,11 +37,13 @@ async def dead_letter_queue(sqs: Sqs, queue: str, dlq: str | None) -> Queue:
 
 
 @asynccontextmanager
-async def opened(settings: Settings, *, bounded: bool = False) -> AsyncIterator[tuple[Database, Survey]]:
+async def opened(
+    settings: Settings, note: Note = lambda _: None, *, bounded: bool = False
+) -> AsyncIterator[tuple[Database, Survey]]:
     """Connect to the database, and begin a survey of the DLQ. Raises GenctlError, exit 3."""
     async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
         dlq = await dead_letter_queue(sqs, settings.queue, settings.dlq)
-        async with Survey.over(dlq, bounded=bounded) as over:
+        async with Survey.over(dlq, bounded=bounded, note=note) as over:
             yield db, over
 
 
@@ -60,28 +62,28 @@ class Listing(NamedTuple):
     letters: list[Letter]
     counts: dict[str, int]
     kept: timedelta  # how long SQS keeps messages
-    warning: str | None
-    why_nothing: str  # should there be none
 
 
-async def look_at(settings: Settings, choice: Choice, progress: Progress) -> Listing:
+async def look_at(
+    settings: Settings, choice: Choice, progress: Progress, note: Note = lambda _: None
+) -> Listing:
     """List what the DLQ holds. Raises GenctlError, exit 3."""
-    async with opened(settings) as (db, over):
+    async with opened(settings, note) as (db, over):
         with progress(over.approximate, "look") as advance:
             pages = walk(over, db, choice, advance, limit=MOST_AT_ONCE)
             found = [letter async for page in pages for _, letter in page]
         kept = timedelta(seconds=int(over.facts.get("MessageRetentionPeriod", 0)))
         found.sort(key=lambda letter: letter.sent_at)
-        return Listing(found, over.counts, kept, over.warning, over.why_nothing(over.seen, {}))
+        return Listing(found, over.counts, kept)
 
 
-async def shown(settings: Settings, text: str) -> dict[str, Any]:
+async def shown(settings: Settings, text: str, note: Note = lambda _: None) -> dict[str, Any]:
     """Return a message with its session, reservation and trace: the newest that `text` names.
 
     `text` begins its message id, or is an id of its session. Raises GenctlError: exit 4 when it names
     nothing, 2 when it is ambiguous, 3 when a dependency does not answer.
     """
-    async with opened(settings) as (db, over):
+    async with opened(settings, note) as (db, over):
         session_id = await _session_of(db, text)
         pages = walk(over, db, Choice(), lambda _: None)
         found = [pair async for page in pages for pair in page if _is_named(pair[1], text, session_id)]

@@ -23,7 +23,7 @@ from genctl.domain.orders import Order, change, check
 from genctl.edges.db import Database
 from genctl.edges.db_errors import LockedError
 from genctl.edges.sqs import Queue, Sqs
-from genctl.enqueue import enqueue
+from genctl.enqueue import enqueue, lacking
 from genctl.ledger import AccountLockedError
 from genctl.services.scenarios import SCENARIOS, marked
 from genctl.tools import Tool
@@ -174,7 +174,7 @@ async def run(
         many_jobs = ManyJobs(db, queue, tool, options, again, credits.opening(settings), key)
         await many_jobs.begin(note)
         try:
-            owed = await many_jobs.order(began, advance)
+            owed = await many_jobs.order(advance)
         except GenctlError as error:
             raise await many_jobs.stopped(error) from error
         except BaseException:  # a signal
@@ -223,21 +223,23 @@ class ManyJobs:
         if self.key and not options.key:
             note(f"if it stops, this goes on: {self.go_on()}")
 
-    async def order(self, began: float, advance: Advance) -> str | None:
+    async def order(self, advance: Advance) -> str | None:
         """Order the jobs; return why messages are still owed. Raises GenctlError in the middle."""
         rate, owed = self.options.rate, None
         most = BATCH if rate is None else min(BATCH, max(1, int(rate / 10)))
         rest = self.options.orders(self.tool, self.key, self.before)
         advance(len(self.before))
+        due = time.monotonic()
         while orders := list(islice(rest, most)):
+            if rate is not None:
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                due = time.monotonic() + len(orders) / rate
             made = await enqueue(
                 orders, db=self.db, queue=self.queue, tool=self.tool.name, opening=self.opening
             )
             self.sent += made.sessions
             owed = owed or made.owed
             advance(len(orders))
-            if rate is not None:
-                await asyncio.sleep(max(0.0, began + len(self.sent) / rate - time.monotonic()))
         return owed
 
     async def _ordered_before(self, key: str) -> dict[int, UUID]:
@@ -252,19 +254,18 @@ class ManyJobs:
         """Make the error that names who lacks most credits for all jobs that are left; None: they suffice."""
         left = Counter(user for n, user in self.options.dealt() if n not in self.before)
         left.subtract(session.user_id for session in self.sent)
-        needed = {user: count * self.options.price(self.tool) for user, count in left.items()}
-        rows = await self.db.rows("balances_of", users=[*needed])
-        balances = dict.fromkeys(needed, self.opening + granted)
-        balances |= {row["user_id"]: row["balance"] + granted for row in rows}
-        lacking = {user: needed[user] - balances[user] for user in needed if needed[user] > balances[user]}
-        if not lacking:
+        needed = {user: count * self.options.price(self.tool) - granted for user, count in left.items()}
+        found = await lacking(self.db, needed, opening=self.opening)
+        lacks = {user: lack for user, lack in found.items() if lack > 0}
+        if not lacks:
             return None
-        user = max(lacking, key=lambda user: lacking[user])
-        others = f"; {many(len(lacking) - 1, 'other user')} likewise" if len(lacking) > 1 else ""
-        told = f"user {user} has {balances[user]} credits and needs {needed[user]}{others}"
-        fix = f"genctl credits grant --user {shlex.quote(user)} --amount {lacking[user]}"
+        user, most = next(iter(lacks.items()))
+        others = f"; {many(len(lacks) - 1, 'other user')} likewise" if len(lacks) > 1 else ""
+        needs = needed[user] + granted
+        told = f"user {user} has {needs - most} credits and needs {needs}{others}"
+        fix = f"genctl credits grant --user {shlex.quote(user)} --amount {most}"
         if others:
-            fix = self.again(grant=granted + lacking[user], key=self.key)
+            fix = self.again(grant=granted + most, key=self.key)
         elif self.sent or self.before:
             fix = f"{fix} && {self.go_on()}"
         if self.key:
@@ -283,13 +284,15 @@ class ManyJobs:
     async def stopped(self, error: GenctlError) -> GenctlError:
         """Make the error that also says how many jobs were ordered, and how to go on."""
         if isinstance(error, LockedError):
-            return GenctlError(error.code, f"{error.message}; {self.so_far()}", self.go_on())
+            so_far = f"; {self.so_far()}" if self.key else ""
+            return GenctlError(error.code, error.message + so_far, self.go_on())
         if not self.key:
             return error
         if error.code == "CreditsShort" and (short := await self._short(0)):  # for all, not for one batch
             return short
         told = f"{error.message}; at least {self.so_far()}"  # the last batch may have been committed
-        return GenctlError(error.code, told, f"{error.fix}; then {self.go_on()}", exit_code=error.exit_code)
+        fix = "; then ".join([error.fix] * bool(error.fix) + [self.go_on()])
+        return GenctlError(error.code, told, fix, exit_code=error.exit_code)
 
 
 def numbered(key: str, number: int) -> str:

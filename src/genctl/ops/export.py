@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import msgspec
 
-from genctl.base.person import Advance
+from genctl.base.person import Advance, Note
 from genctl.base.printable import escape_json, many
 from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice
@@ -24,7 +24,7 @@ from genctl.domain.model import GenctlError, rfc3339
 from genctl.edges.db import Database
 from genctl.edges.sqs_shapes import Message
 from genctl.ops.bulk import Errand, recorded
-from genctl.ops.dlq import look_at, opened, walk
+from genctl.ops.dlq import MOST_AT_ONCE, opened, walk
 from genctl.ops.sampling import Progress, Survey
 
 
@@ -54,14 +54,19 @@ def write(file: IO[bytes], messages: Sequence[Message]) -> None:
 
 
 async def export(
-    settings: Settings, choice: Choice, path: Path, again: Callable[..., str], progress: Progress
+    settings: Settings,
+    choice: Choice,
+    path: Path,
+    again: Callable[..., str],
+    progress: Progress,
+    note: Note = lambda _: None,
 ) -> dict[str, Any]:
     """Write the chosen messages to a file and leave them in the DLQ; `again` writes the command for another.
 
     Raises GenctlError.
     """
     count = 0
-    async with opened(settings, bounded=True) as (db, over):
+    async with opened(settings, note, bounded=True) as (db, over):
         with new_file(path, again) as file, progress(over.approximate, "export") as advance:
             write(file, ())  # an empty export is gzip too
             async for pairs in walk(over, db, choice, advance, wait_s=1):
@@ -75,22 +80,22 @@ async def discard(settings: Settings, choice: Choice, path: Path | None, errand:
 
     Raises GenctlError, also what `errand.confirm` raises.
     """
-    most, nothing, done = None, "", {"meant": 0, "discarded": 0}
-    if errand.dry_run or errand.confirm:
-        found = await look_at(settings, choice, errand.progress)
-        active = sum(letter.state == "active" for letter in found.letters)
-        most, nothing = len(found.letters), found.why_nothing  # we delete no more than the person agrees to
-        if errand.dry_run:
-            if not most:
-                errand.note(f"nothing to discard: {nothing}")
-            return {"meant": most, "discarded": 0, **found.counts, "file": None, "active": active}
-        if most and errand.confirm:
-            waiting = (
-                f" {active} of them may be the only messages of runs that wait, which would fail in time."
-            )
-            errand.confirm(f"Delete {many(most, 'message')} of the DLQ?{waiting if active else ''}")
-    async with opened(settings, bounded=True) as (db, over):
-        again = {"path": None}
+    most, nothing, done, again = None, "", {"meant": 0, "discarded": 0}, {"path": None}
+    async with opened(settings, errand.note, bounded=True) as (db, over):
+        if errand.dry_run or errand.confirm:
+            with errand.progress(over.approximate, "look") as advance:
+                pages = walk(over, db, choice, advance, limit=MOST_AT_ONCE)
+                active = [letter.state == "active" async for page in pages for _, letter in page]
+            most, nothing = len(active), over.why_nothing(over.seen, {})
+            if errand.dry_run:
+                if not most:
+                    errand.note(f"nothing to discard: {nothing}")
+                return {"meant": most, "discarded": 0, **over.counts, "file": None, "active": sum(active)}
+            await over.show()
+            if most and errand.confirm:  # we delete no more than the person agrees to
+                told = " of them may be the only messages of runs that wait, which would fail in time."
+                waiting = f" {sum(active)}{told}" if any(active) else ""
+                errand.confirm(f"Delete {many(most, 'message')} of the DLQ?{waiting}")
         async with recorded(db, errand, done, tool=settings.tool, left=lambda: again):
             with ExitStack() as files, errand.progress(over.approximate, "discard") as advance:
                 to = files.enter_context(new_file(path, errand.again)) if path else None
@@ -116,11 +121,9 @@ async def delete(
         meant = [message for message, _ in pairs][: None if most is None else most - done["meant"]]
         if file and meant:
             write(file, meant)
-        errors = await over.queue.delete([message.receipt for message in meant]) if meant else []
-        gone = [message.message_id for message, why in zip(meant, errors, strict=True) if why is None]
-        over.forget(gone)
+        errors = await over.delete([message.message_id for message in meant])
         done["meant"] += len(meant)
-        done["discarded"] += len(gone)
+        done["discarded"] += errors.count(None)
         if done["meant"] == most:
             return
 

@@ -16,7 +16,7 @@ WITHIN_S = 5.0
 async def ask(ports: Sequence[int]) -> dict[str, Any]:
     """Return what the first of these ports that anybody listens on says at `/healthz`, and the port.
 
-    Raises GenctlError (exit 3) where nobody listens, or what answers is not genctl.
+    Raises GenctlError: exit 3 where nobody listens, exit 1 where what answers is not genctl.
     """
     for port in ports:
         url = f"http://127.0.0.1:{port}/healthz"

@@ -130,7 +130,7 @@ async def carry_out(settings: Settings, path: Path, errand: Errand) -> dict[str,
     GenctlError: exit 2 for a file that is no export, 3 when a dependency goes away.
     """
     total = _check(path)
-    async with opened(settings, bounded=True) as (db, over):
+    async with opened(settings, errand.note, bounded=True) as (db, over):
         one = Import(db, over, settings, errand)
         await one.look()
         async with recorded(db, errand, one.counts, tool=settings.tool):
@@ -164,15 +164,16 @@ def read(path: Path) -> Iterator[Numbered]:
 
     It ends where a compressed file is cut short or damaged.
     """
-    number = 1
+    number, begins = 1, True
     with path.open("rb") as file:
         is_gzip = file.peek(len(GZIP)).startswith(GZIP)
         source: Any = gzip.GzipFile(fileobj=file) if is_gzip else file
         try:
             while line := source.readline(LONGEST):  # a longer one holds no message
-                if line.strip():
+                if begins and line.strip():
                     yield _numbered(number, line)
-                number += line.endswith(b"\n")
+                begins = line.endswith(b"\n")
+                number += begins
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             why = f"the file is cut short or damaged here ({error}); we cannot read the rest"
             yield Numbered(number, None, why)
@@ -181,9 +182,9 @@ def read(path: Path) -> Iterator[Numbered]:
 def _numbered(number: int, line: bytes) -> Numbered:
     try:
         found = msgspec.json.decode(line, type=_Written)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        system = System(found.receive_count, round(found.sent_at.timestamp() * 1000))
+    except (ValueError, OverflowError, RecursionError) as error:  # msgspec's are ValueErrors
         return Numbered(number, None, f"no message: {error}" if line.endswith(b"\n") else "it is cut short")
-    system = System(found.receive_count, round(found.sent_at.timestamp() * 1000))
     return Numbered(number, Message(found.message_id, "", found.body, found.attributes, system))
 
 

@@ -1,7 +1,7 @@
 """Explain a failure code or a recorded answer to those who run the pipeline."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -24,6 +24,7 @@ from genctl.domain.details import build
 from genctl.domain.model import Answer, Category, Failure, GenctlError, NoAnswer, Outcome, Success, closest
 from genctl.domain.providers import UNKNOWN, Provider
 from genctl.domain.rules import SENTENCES, UNKNOWN_STATUSES, Rule
+from genctl.domain.verdicts import VERDICTS
 from genctl.services.scenarios import SCENARIOS
 from genctl.tools.wire import CODES, inflated
 
@@ -34,7 +35,6 @@ NOTES = {  # of codes with a second meaning
     "Timeout": NOT_SENT,
     "ConnectionError": NOT_SENT,
 }
-VERDICTS = ("retry", "fatal")
 OUTAGE, FIXED = "provider-outage", "dlq-redrive-after-fix"  # runbooks
 OF_THE_JOB = frozenset({Category.CONTENT_POLICY, Category.INVALID_REQUEST})
 NO_INCIDENT = OF_THE_JOB | {Category.CANCELLED}
@@ -53,7 +53,8 @@ REDRIVE = {
 
 
 FORMS = "give one of: what `curl -i` writes, a body alone, a line of tests/corpus, a session's error_details"
-HTTP = re.compile(rb"(?:\xef\xbb\xbf)?HTTP/[\d.]+ (\d{3})\b(.*?\n)\r?\n", re.DOTALL)
+HTTP = re.compile(rb"(?:\xef\xbb\xbf)?HTTP/[\d.]+ ([1-5]\d\d)\b(.*?\n)\r?\n", re.DOTALL)
+Status = Annotated[int, msgspec.Meta(ge=100, le=599)]
 
 Meaning = dict[str, Any]  # what a code means; `verdict` is in force, `rule` would be without the setting
 
@@ -172,7 +173,7 @@ class RecordedAnswer(msgspec.Struct, rename="camel", omit_defaults=True, kw_only
 
     name: str = ""
     source: str = ""
-    status: Annotated[int, msgspec.Meta(ge=100, le=599)] = 0  # 0: no answer
+    status: Status = 0  # 0: no answer
     headers: dict[str, str] = {}
     body: str = ""
     body_base64: bytes = b""
@@ -180,9 +181,28 @@ class RecordedAnswer(msgspec.Struct, rename="camel", omit_defaults=True, kw_only
     expect: dict[str, Any] = {}
 
     def answer(self) -> Answer | NoAnswer:
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        body = self.body_base64 or self.body.encode("utf-8", "surrogatepass")
-        return self.no_answer or Answer(self.status, headers, body)
+        """Return what the line holds. Raises msgspec.ValidationError where it holds neither."""
+        if self.no_answer or self.status:
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            body = self.body_base64 or self.body.encode("utf-8", "surrogatepass")
+            return self.no_answer or Answer(self.status, headers, body)
+        raise msgspec.ValidationError("Expected `status` or `noAnswer`")
+
+
+class KeptAnswer(msgspec.Struct, rename="camel"):
+    """Hold what error_details keep of an answer, or of a call without one."""
+
+    code: Annotated[str, msgspec.Meta(min_length=1)]
+    provider_status: Status | None
+    provider_body: str | None
+    provider_message: str | None = None
+    outcome: str | None = None
+
+    def answer(self) -> Answer | NoAnswer:
+        """Rebuild it, as far as it was kept."""
+        if self.provider_status is not None:
+            return Answer(self.provider_status, {}, (self.provider_body or "").encode("utf-8", "replace"))
+        return NoAnswer(self.code[:100], self.provider_message or "", sent=self.outcome == Outcome.UNKNOWN)
 
 
 def answer_of(raw: bytes, provider: Provider, status: int | None = None) -> Answer | NoAnswer:
@@ -225,20 +245,14 @@ def _written(raw: bytes) -> Answer | NoAnswer | None:
             raise GenctlError("NoAnswer", "it holds several recorded answers", FORMS, exit_code=2) from None
         return None
     details = document.get("error_details", document)
+    kind: type[KeptAnswer | RecordedAnswer]
     if isinstance(details, dict) and {"providerStatus", "providerBody", "code"} <= details.keys():
-        return _stored(details)
-    if "noAnswer" in document or ("status" in document and document.keys() & {"body", "bodyBase64"}):
-        try:
-            return msgspec.convert(document, RecordedAnswer).answer()
-        except msgspec.ValidationError as error:
-            raise GenctlError("NoAnswer", f"not one recorded answer: {error}", FORMS, exit_code=2) from None
-    return None
-
-
-def _stored(details: Mapping[str, Any]) -> Answer | NoAnswer:
-    """Rebuild the answer behind error_details, as far as they hold it."""
-    status, body = details["providerStatus"], details["providerBody"]
-    if type(status) is int:
-        return Answer(status, {}, str(body or "").encode("utf-8", "replace"))
-    message = str(details.get("providerMessage") or "")
-    return NoAnswer(str(details["code"])[:100], message, sent=details.get("outcome") == "unknown")
+        document, kind = details, KeptAnswer
+    elif "noAnswer" in document or ("status" in document and document.keys() & {"body", "bodyBase64"}):
+        kind = RecordedAnswer
+    else:
+        return None
+    try:
+        return msgspec.convert(document, kind).answer()
+    except msgspec.ValidationError as error:
+        raise GenctlError("NoAnswer", f"not one recorded answer: {error}", FORMS, exit_code=2) from None

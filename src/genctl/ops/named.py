@@ -64,8 +64,7 @@ async def retry_named(
                     break
                 fates = await retry(letters[first : first + BATCH], pipeline, terms)
                 del rest[:BATCH]
-                kept = [fate.step for fate in fates if fate.error is None]
-                done.add(kept, failed=len(fates) - len(kept))
+                done.add(None if fate.error else fate.step for fate in fates)
                 for fate in fates:
                     if fate.error or fate.step.action == "skip":
                         errand.note(f"session {fate.letter.session_id}: {fate.error or fate.step.why}")

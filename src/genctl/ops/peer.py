@@ -58,10 +58,8 @@ async def keep_away(settings: Settings) -> None:
 
 def unreachable(url: str, why: Exception) -> GenctlError:
     """Make the error of an API that does not answer."""
-    cause = getattr(why, "os_error", why)
-    silent = "no answer in time" if isinstance(cause, TimeoutError) else type(cause).__name__
-    said = getattr(cause, "strerror", None) or str(cause) or silent
-    return GenctlError("ApiUnreachable", f"no API at {url}: {said}", FIX)
+    said, fix = http.unreachable(why, url)
+    return GenctlError("ApiUnreachable", f"no API at {url}: {said}", fix or FIX)
 
 
 async def prove(client: aiohttp.ClientSession, settings: Settings) -> None:

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
+from uuid import UUID
 
 from genctl.base.person import Note
 from genctl.base.printable import many
@@ -87,18 +88,24 @@ async def erase(settings: Settings, user: str, errand: Errand) -> dict[str, int]
             errand.confirm(f"Erase what {many(found['sessions'], 'session')} of {user} say, for good?")
         async with recorded(db, errand, done) as stop:
             with errand.progress(found["sessions"], "erase") as advance:
-                for first in range(0, len(found["ids"]), PAGE):
-                    page = (
-                        await db.row("erase_sessions", ids=found["ids"][first : first + PAGE], **KEPT) or {}
-                    )
-                    done |= {name: done[name] + count for name, count in page.items()}
-                    advance(page["sessions"])
+                begun: set[UUID] = set()
+                while ids := [id_ for id_ in found["ids"] if id_ not in begun]:
+                    for first in range(0, len(ids), PAGE):
+                        page = await db.row("erase_sessions", ids=ids[first : first + PAGE], **KEPT)
+                        assert page  # noqa: S101 - it counts
+                        done |= {name: done[name] + count for name, count in page.items()}
+                        advance(page["sessions"])
+                    begun.update(ids)
+                    found = await _known(db, user)  # with those that were ordered meanwhile
             done["values"] = await _count(db, "erase_traits", user=user)
             for dlq in dlqs:  # no redrive runs their sessions again, and a body may hold a prompt
                 gone = {"meant": 0, "discarded": 0}
                 async with _surveyed(dlq, errand.note) as over:
                     await delete(over, db, Choice(user=user), None, lambda _: None, gone)
                 done["messages"] += gone["discarded"]
+                if left := gone["meant"] - gone["discarded"]:
+                    stop(why := f"SQS did not delete {many(left, 'message')} of {dlq.name}")
+                    errand.note(f"{why}: run it again")
             pattern = f"%--user {like_prefix(shlex.quote(user) + ' ')}"
             named = {"pattern": pattern, "uuid": UUID_SHAPE, "silent_s": SILENT_S}
             done["commands"] = await _count(db, "erase_bulk_work", user=user, **named)
@@ -126,7 +133,7 @@ async def _opened(settings: Settings) -> AsyncIterator[tuple[Database, list[Queu
 @asynccontextmanager
 async def _surveyed(dlq: Queue, note: Note) -> AsyncIterator[Survey]:
     """Survey a DLQ, and say how much of it we have seen where that is not all."""
-    async with Survey.over(dlq, bounded=True) as over:
+    async with Survey.over(dlq, bounded=True, note=note) as over:
         yield over
         if over.seen < over.approximate:
             note(f"{dlq.name}: {sampled(over.seen, over.approximate)}")

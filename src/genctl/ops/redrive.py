@@ -10,6 +10,7 @@ from typing import Any, Self
 from uuid import UUID
 
 import msgspec
+import structlog
 
 from genctl import gate
 from genctl.base.person import Advance, Note
@@ -18,11 +19,12 @@ from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice, Letter, LetterPlan, Tally, Terms, at_most, plan
 from genctl.domain.model import Status
 from genctl.domain.orders import change, check_prompt
+from genctl.edges.db_errors import LockedError
 from genctl.ledger import AccountLockedError
 from genctl.ops.bulk import Errand, recorded
 from genctl.ops.sampling import Survey
 from genctl.pipeline import Pipeline
-from genctl.redrive import ACCOUNT_LOCKED, RedrivenLetter, chosen, redrive
+from genctl.redrive import ACCOUNT_LOCKED, ROW_LOCKED, RedrivenLetter, begin, chosen, send
 from genctl.tools.found import Tools
 
 LANES = 2  # batches under way at once
@@ -30,6 +32,8 @@ BATCH = 100  # messages of one transaction
 ALL = 2**31  # jobs: more than there are
 GATE_S = 1.0  # how often we read the gate
 POLL_S = 0.1
+
+log = structlog.stdlib.get_logger()
 
 
 class RedriveOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,15 +123,19 @@ class Redriven(msgspec.Struct):
     approximate: int = 0
     stopped: str | None = None
     locked: Counter[str] = msgspec.field(default_factory=Counter)  # jobs, by users whose accounts are locked
+    stuck: dict[str, str] = {}  # who holds the locks of users
 
-    def still_locked(self, again: Callable[..., str]) -> AccountLockedError | None:
-        """Make the error that names a locked user; `again` writes the command for when the lock is gone."""
+    def still_locked(self, again: Callable[..., str]) -> LockedError | None:
+        """Make the error about what was locked; `again` writes the command for when the lock is gone."""
+        if rows := self.tally.skipped.get(ROW_LOCKED):
+            return LockedError(f"{many(rows, 'job')} left in the DLQ: {ROW_LOCKED}", again())
         if not self.locked:
             return None
         user = min(self.locked)
         others = f", and those of {len(self.locked) - 1} others" if len(self.locked) > 1 else ""
         told = f"{many(self.locked.total(), 'job')} left in the DLQ: the account of user {user}{others}"
-        return AccountLockedError(user, f"{told} is locked by another transaction", again())
+        told += " is locked by another transaction"
+        return AccountLockedError(user, told, again(), held=self.stuck.get(user, ""))
 
 
 class Redrive:
@@ -139,6 +147,7 @@ class Redrive:
         self.options = options
         self.terms = terms
         self.done = Redriven()
+        self._turn = asyncio.Lock()  # of the lane that begins a batch
         self._next_at = 0.0  # monotonic; with a rate
         self._most = options.most
         self._look_on = False  # past the last job, for stale copies
@@ -149,12 +158,14 @@ class Redrive:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: Settings, options: RedriveOptions) -> AsyncIterator[Self]:
+    async def open(
+        cls, settings: Settings, options: RedriveOptions, note: Note = lambda _: None
+    ) -> AsyncIterator[Self]:
         """Connect, and begin the pass. Raises GenctlError: exit 2 for bad options, 3."""
         terms = options.terms(settings)
         async with (
             Pipeline.open(settings, size=LANES, calls=False) as pipeline,
-            Survey.over(pipeline.dlq, bounded=True) as over,
+            Survey.over(pipeline.dlq, bounded=True, note=note) as over,
         ):
             yield cls(pipeline, over, options, terms)
 
@@ -206,44 +217,67 @@ class Redrive:
         return self.done
 
     async def _lanes(self, most: int | None, advance: Advance, *, look_on: bool = False) -> None:
-        """Redrive batches until the end of the pass or of `most`; several at once where there is no limit."""
+        """Redrive batches until the end of the pass or of `most`, several at once."""
         self._left = ALL if most is None else most
-        lanes = LANES if most is None and not self.options.rate else 1
-        ends = [self._lane(advance, look_on=look_on) for _ in range(lanes)]
-        for trouble in await asyncio.gather(*ends, return_exceptions=True):
+        lanes = [self._lane(advance, look_on=look_on) for _ in range(LANES)]
+        for trouble in await asyncio.gather(*lanes, return_exceptions=True):
             if trouble is not None:
                 raise trouble
 
     async def _lane(self, advance: Advance, *, look_on: bool) -> None:
         try:
-            while (self._left or look_on) and not await self._gate_is_closed():
-                await asyncio.sleep(self._next_at - time.monotonic())
-                messages = await self.over.receive(min(self._batch, self._left or BATCH), wait_s=1)
-                if not messages:
-                    return
-                choice, before = self.options.choice, self._left
-                fates = await redrive(messages, self.pipeline, choice, self.terms, most=before)
-                self._count(fates)
-                advance(len(messages))
-                if self.options.rate:
-                    self._next_at = time.monotonic() + (before - self._left) / self.options.rate
+            while batch := await self._begun(look_on=look_on):
+                seen, begun = batch
+                fates = [one._replace(error="interrupted") if one.job else one for one in begun]
+                try:
+                    fates = await send(begun, self.pipeline)
+                finally:
+                    self._count(fates)
+                    advance(seen)
+                await self._delete(fates)
         except BaseException as error:
             self.done.stopped = self.done.stopped or str(error)  # the other lanes finish their batches
             raise
 
+    async def _begun(self, *, look_on: bool) -> tuple[int, list[RedrivenLetter]] | None:
+        """Receive a batch and begin its runs; return how many messages came. None: nothing is left to do.
+
+        One lane at a time, or the lanes would keep each other from the accounts of users whom they share.
+        """
+        async with self._turn:
+            if not (self._left or look_on):
+                return None
+            await asyncio.sleep(self._next_at - time.monotonic())
+            if await self._gate_is_closed():
+                return None
+            messages = await self.over.receive(min(self._batch, self._left or BATCH), wait_s=1)
+            if not messages:
+                return None
+            meant = [letter for _, letter in await chosen(messages, self.pipeline.db, self.options.choice)]
+            stuck = self.done.stuck
+            begun = await begin(meant, self.pipeline, self.terms, most=self._left, stuck=stuck)
+            jobs = sum(one.step.runs for one in begun)
+            self._left -= jobs
+            if self.options.rate:
+                self._next_at = time.monotonic() + jobs / self.options.rate
+            return len(messages), begun
+
     def _count(self, fates: Sequence[RedrivenLetter]) -> None:
-        kept = [fate.step for fate in fates if fate.error is None]
-        self.done.tally.add(kept, failed=len(fates) - len(kept))
-        self.done.locked.update(letter.user or "" for letter, step, _ in fates if step.why == ACCOUNT_LOCKED)
+        self.done.tally.add(None if fate.error else fate.step for fate in fates)
+        self.done.locked.update(fate.letter.user or "" for fate in fates if fate.step.why == ACCOUNT_LOCKED)
         ran = [fate for fate in fates if fate.step.runs]
-        self._left -= len(ran)
         if ran and all(fate.error for fate in ran):
             told = f"no job could be sent ({ran[0].error}); they are owed, and the sweeper sends them"
             self.done.stopped = told
         if self.options.canary:
-            rows = [(letter.row, step.action == "requeue") for letter, step, _ in ran if letter.row]
-            self._canary |= {row.id: row.run + is_next for row, is_next in rows}
-        self.over.forget(fate.letter.message_id for fate in fates if fate.is_gone)
+            self._canary |= {fate.job.id: fate.job.run for fate in ran if fate.job}
+
+    async def _delete(self, fates: Sequence[RedrivenLetter]) -> None:
+        """Delete the copies that nobody needs any more."""
+        ids = [fate.letter.message_id for fate in fates if fate.is_over]
+        for id_, why in zip(ids, await self.over.delete(ids), strict=True):
+            if why is not None:  # the copy is stale now, and the next redrive drops it
+                log.warning("redrive.delete.failed", messageId=id_, error=why)
 
     async def _gate_is_closed(self) -> bool:
         if time.monotonic() - self._gate_read_at > GATE_S:
@@ -273,10 +307,8 @@ async def carry_out(settings: Settings, options: RedriveOptions, errand: Errand)
 
     Raises GenctlError: exit 3 when a dependency goes away, and what `errand.confirm` raises.
     """
-    async with Redrive.open(settings, options) as under_way:
+    async with Redrive.open(settings, options, errand.note) as under_way:
         over, db, tool = under_way.over, under_way.pipeline.db, under_way.pipeline.tool.name
-        if over.warning:
-            errand.note(f"warning: {over.warning}")
         if errand.dry_run or errand.confirm:
             with errand.progress(over.approximate, "look") as advance:
                 plan = await under_way.plan(advance)

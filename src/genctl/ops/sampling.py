@@ -6,11 +6,11 @@ how many, and never claims to have seen all when the count is higher.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Self
 
-from genctl.base.person import Advance
+from genctl.base.person import Advance, Note
 from genctl.base.printable import many
 from genctl.edges.sqs import Queue
 from genctl.edges.sqs_shapes import BATCH, Message
@@ -18,6 +18,7 @@ from genctl.edges.sqs_shapes import BATCH, Message
 LOOK_S = 30  # a killed survey leaves messages hidden for so long at most
 IDLE_RECEIVES = 2  # one receive without a new message does not prove the end
 COUNTS = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
+SLACK = 100  # messages; once more than are known have come, and none was new, there is nothing to find
 MOST_IN_FLIGHT = 120_000  # beyond it SQS answers receives from a standard queue with nothing
 
 Progress = Callable[
@@ -39,14 +40,19 @@ class Survey:
         self.until = queue.now() if bounded else None
         self.seen = 0
         self._idle = 0
-        self._seen_again: set[str] = set()
+        self._fruitless = 0  # messages since the last new one
         self._hidden: dict[str, tuple[str, float]] = {}  # message -> its newest receipt, hidden until
+        self._late: dict[str, tuple[str, float]] = {}  # likewise of messages that are not meant
 
     @classmethod
     @asynccontextmanager
-    async def over(cls, queue: Queue, *, bounded: bool = False) -> AsyncIterator[Self]:
-        """Open a survey. Raises GenctlError, exit 3."""
+    async def over(
+        cls, queue: Queue, *, bounded: bool = False, note: Note = lambda _: None
+    ) -> AsyncIterator[Self]:
+        """Open a survey; `note` hears what looking may cost. Raises GenctlError, exit 3."""
         survey = cls(queue, await queue.attributes(), bounded=bounded)
+        if warning := survey.warning:
+            note(f"warning: {warning}")
         try:
             yield survey
         finally:
@@ -106,29 +112,36 @@ class Survey:
     async def _part(self, limit: int, wait_s: int) -> list[Message]:
         """Receive once, and keep the receipts; return the messages that are meant and new."""
         messages = await self.queue.receive(limit, wait_s=wait_s, visibility_s=LOOK_S)
-        now = time.monotonic()
-        new = [m for m in messages if m.message_id not in self._hidden and not self._is_late(m)]
-        # those that come back for the first time, because we take long, do not mean the end
-        back = {m.message_id for m in messages if self._hidden.get(m.message_id, ("", now))[1] < now}
-        if new or back - self._seen_again:
+        until = time.monotonic() + LOOK_S
+        late = {m.message_id: m for m in messages if self.until is not None and m.sent_at > self.until}
+        meant = {m.message_id: m for m in messages if m.message_id not in late}
+        new = [message for id_, message in meant.items() if id_ not in self._hidden]
+        self._fruitless = 0 if new else self._fruitless + len(messages)
+        # what comes back, because we take long, and what is late may stand before what is new
+        may_hide_new = len(meant) > len(new) or len(messages) == limit
+        if new or (may_hide_new and self._fruitless <= len(self._hidden) + SLACK):
             self._idle = -1  # receive() adds one
-        self._seen_again |= back
-        self._hidden |= {m.message_id: (m.receipt, now + LOOK_S) for m in messages}
+        for here, there in ((meant, self._hidden), (late, self._late)):
+            there |= {id_: (message.receipt, until) for id_, message in here.items()}
         return new
 
-    def _is_late(self, message: Message) -> bool:
-        return self.until is not None and message.sent_at > self.until
+    async def delete(self, ids: Sequence[str]) -> list[str | None]:
+        """Delete messages that came; return None for each, or why SQS did not.
 
-    def forget(self, ids: Iterable[str]) -> None:
-        """Forget messages that somebody has deleted."""
-        for id_ in ids:
-            self._hidden.pop(id_, None)
+        A message that came again while we took long goes only by its newest receipt.
+        """
+        errors = await self.queue.delete([self._hidden[id_][0] for id_ in ids])
+        for id_, why in zip(ids, errors, strict=True):
+            if why is None:
+                del self._hidden[id_]
+        return errors
 
     async def show(self) -> None:
         """Make the hidden messages visible, also when we are cancelled meanwhile, and start over."""
         now = time.monotonic()
-        hidden = [(receipt, 0) for receipt, until in self._hidden.values() if until > now]
-        self._hidden, self._idle, self.seen = {}, 0, 0
+        held = [*self._hidden.values(), *self._late.values()]
+        hidden = [(receipt, 0) for receipt, until in held if until > now]
+        self._hidden, self._late, self._idle, self._fruitless, self.seen = {}, {}, 0, 0, 0
         showing = asyncio.create_task(self.queue.hide(hidden))
         try:
             await asyncio.shield(showing)
@@ -155,8 +168,7 @@ async def look(
             if any(map(enough, messages)):
                 break
         if taken := list(filter(take, seen)):
-            await dlq.delete([message.receipt for message in taken])
-            survey.forget(message.message_id for message in taken)
+            await survey.delete([message.message_id for message in taken])
         return seen
 
 

@@ -52,7 +52,5 @@ async def _taken_back(queue: Queue, body: str) -> bool:
         for _ in range(LOOKS):
             ours: list[Message] = [m for m in await survey.receive(wait_s=1) if m.body == body]
             if ours:
-                errors = await queue.delete([message.receipt for message in ours])
-                survey.forget(message.message_id for message in ours)
-                return not any(errors)
+                return not any(await survey.delete([message.message_id for message in ours]))
     return False

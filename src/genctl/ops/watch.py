@@ -47,10 +47,11 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class GoneError(GenctlError):
-    """Say that the stream ended or did not open; another try may succeed."""
+    """Say that the stream ended, once it had `opened`, or did not open; another try may succeed."""
 
-    def __init__(self, url: str, why: str) -> None:
+    def __init__(self, url: str, why: str, *, opened: bool = False) -> None:
         super().__init__("StreamUnreachable", f"cannot follow the stream at {url}: {why}", FIX)
+        self.opened = opened
 
 
 async def follow(
@@ -70,7 +71,6 @@ async def follow(
         try:
             async with contextlib.aclosing(_events(address, reader)) as events:
                 async for seen in events:
-                    made = True
                     if seen.event == "ready":
                         note("connected")
                         if again:
@@ -79,7 +79,8 @@ async def follow(
                     missed += seen.event in TELLING and not is_ready
                     is_fresh = _note_standing(seen, note, is_fresh=is_fresh)
                     yield seen
-        except GoneError:
+        except GoneError as gone:
+            made = made or gone.opened
             lost_at = lost_at or time.monotonic()
             if not made or (fail_after_s is not None and time.monotonic() - lost_at >= fail_after_s):
                 raise
@@ -120,10 +121,10 @@ async def _events(address: StreamAddress, reader: EventReader) -> AsyncGenerator
                         yield Seen(told.name, told.id or None, _data(told.data))
     except TimeoutError:
         silent = f"silent for {SILENCE_S:.0f} s, though heartbeats are due"
-        raise GoneError(url, silent if opened else "no answer in time") from None
+        raise GoneError(url, silent if opened else "no answer in time", opened=opened) from None
     except (OSError, aiohttp.ClientError, ValueError) as error:
-        raise GoneError(url, str(error) or type(error).__name__) from None
-    raise GoneError(url, "the server ended it")
+        raise GoneError(url, str(error) or type(error).__name__, opened=opened) from None
+    raise GoneError(url, "the server ended it", opened=True)
 
 
 def _check(url: str, response: aiohttp.ClientResponse) -> None:

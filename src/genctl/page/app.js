@@ -11,7 +11,7 @@ import { createStore } from './store.js';
 import { byEventSource, byFetch, follow } from './stream.js';
 import { shared, whileVisible } from './tabs.js';
 import { draft, tellSignIn, unsent } from './typed.js';
-import { amount, asSentence, behind, closed, CONNECTION, count, minute } from './words.js';
+import { amount, asSentence, behind, closed, CONNECTION, count, kindOf, minute } from './words.js';
 
 const { tool = '' } = document.documentElement.dataset;
 const { price = '' } = document.body.dataset;
@@ -56,6 +56,7 @@ async function submit(event) {
   const text = prompt.value;
   if (!text.trim()) return complain('Say what the image shall show.');
   if (isShort()) await store.refreshCredits(); // perhaps there are more by now
+  if (prompt.value !== text) return undefined; // Enter was pressed twice, and the first has ordered
   if (isShort()) return complain(short());
   complain('');
   prompt.value = '';
@@ -218,12 +219,13 @@ function renderTop({ list: is, connection, user, balance, held }) {
 
 /** @param {readonly Card[]} cards */
 function renderFilter(cards) {
-  const of = { waiting: 0, completed: 0, failed: 0 };
-  for (const { status } of cards) of[status === 'completed' || status === 'failed' ? status : 'waiting'] += 1;
+  const of = { waiting: 0, completed: 0, failed: 0, cancelled: 0 };
+  for (const card of cards) of[kindOf(card)] += 1;
   const kinds = Object.values(of).filter(Boolean).length;
   const chosen = /** @type {keyof of | ''} */ (part(document, '#cards').dataset.filter ?? '');
   show('#filter', kinds > 1 || chosen !== '');
   show('#none', chosen !== '' && of[chosen] === 0);
+  show('#filter [value=cancelled]', of.cancelled > 0 || chosen === 'cancelled');
   for (const button of part(document, '#filter').querySelectorAll('button')) {
     const number = button.value ? of[/** @type {keyof of} */ (button.value)] : cards.length;
     setText(button, `${button.dataset.word ?? (button.dataset.word = button.textContent ?? '')} ${amount(number)}`);
@@ -255,7 +257,7 @@ function loadOlder() {
     older.setAttribute('aria-busy', 'true');
     const problem = await store.older();
     older.removeAttribute('aria-busy');
-    setText(older, problem === null ? 'Show older images' : 'They could not be loaded. Try again');
+    setText(older, problem === null ? 'Show older images' : 'Older images could not be loaded. Try again');
     const first = store.getSnapshot().cards.find(({ key }) => !before.has(key));
     if (focused && older.hidden && first && document.activeElement === part(document, '#cards')) list.view(first.key)?.button.focus({ preventScroll: true });
   })().finally(() => (loadingOlder = null));
@@ -316,7 +318,10 @@ addEventListener(
   },
   { passive: true },
 );
-setInterval(() => list.refresh({ now: now(), gate: store.getSnapshot().gate }), 30_000); // "2 min ago"
+setInterval(() => {
+  list.refresh({ now: now(), gate: store.getSnapshot().gate }); // "2 min ago"
+  dialog.age(now());
+}, 30_000);
 
 store.subscribe(render);
 render();

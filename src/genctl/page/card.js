@@ -1,7 +1,7 @@
 /** One card: built once from its template, then filled from its state. Text goes in as text only. */
 
 /** @import {Card, Gate} from './types.js' */
-import { ago, clock, count, headline, isCancelled, minute, pictures, refund, sentence, STATUS, titled, waiting } from './words.js';
+import { ago, clock, count, headline, isCancelled, kindOf, minute, pictures, refund, sentence, standing, titled, waiting } from './words.js';
 
 /** @typedef {{now: number, gate: Gate | null}} Moment what a card depends on beside itself */
 /** @typedef {(what: 'open' | 'resend' | 'discard', card: Card) => void} Wish */
@@ -59,7 +59,7 @@ export function cardView(wish) {
       if (shown && shown.status !== card.status) element.classList.add('flipped');
       put(element.dataset, 'status', card.status);
       put(element.dataset, 'sessionId', card.sessionId ?? '');
-      element.classList.toggle('is-cancelled', isCancelled(card));
+      put(element.dataset, 'kind', kindOf(card));
       showStatus(status, card);
       setText(button, titled(card));
       setText(model, card.model ?? '');
@@ -89,9 +89,8 @@ export function cardView(wish) {
  * @param {Card} card
  */
 export function showStatus(root, card) {
-  const cancelled = isCancelled(card);
-  showIcon(root, cancelled ? 'cancelled' : card.status);
-  setText(part(root, 'span'), cancelled ? 'Cancelled' : STATUS[card.status]);
+  showIcon(root, isCancelled(card) ? 'cancelled' : card.status);
+  setText(part(root, 'span'), standing(card));
 }
 
 /**

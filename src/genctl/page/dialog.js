@@ -3,7 +3,7 @@
 /** @import {Card, RefusedImage} from './types.js' */
 /** @import {Shot} from './words.js' */
 import { hide, part, put, setText, showRefund, showStatus } from './card.js';
-import { clock, gallery, headline, isCancelled, minute, missing, sentence, titled } from './words.js';
+import { clock, gallery, headline, kindOf, minute, missing, sentence, titled } from './words.js';
 
 /** @typedef {{label: string, text: string, title?: string}} Fact */
 /** @typedef {{again: (card: Card) => void, retry: (card: Card) => void, cancel: (card: Card) => Promise<string | null>}} Wishes */
@@ -30,11 +30,12 @@ export function detailsDialog(wishes, price) {
   part(dialog, '.again').addEventListener('click', () => leave(wishes.again));
   retry.addEventListener('click', () => leave(wishes.retry));
   cancel.addEventListener('click', async () => {
-    if (!shown || cancel.ariaBusy) return;
+    const card = shown;
+    if (!card || cancel.ariaBusy) return;
     cancel.ariaBusy = 'true';
-    const problem = await wishes.cancel(shown);
+    const problem = await wishes.cancel(card);
     cancel.ariaBusy = null;
-    setText(part(dialog, '.complaint'), problem ?? '');
+    if (shown?.key === card.key) setText(part(dialog, '.complaint'), problem ?? '');
   });
   copy.addEventListener('click', () => copied(copy, part(dialog, '.reference code')));
   setText(retry, price ? `Try again · ${price}` : 'Try again');
@@ -45,22 +46,20 @@ export function detailsDialog(wishes, price) {
     if (shown) wish(shown);
   };
 
-  /** @param {Card} card @param {number} now */
+  /** The images of a card that has not changed age all the same. @param {Card} card @param {number} now */
   const show = (card, now) => {
+    const set = card.status === 'completed' ? gallery(card, now) : [];
+    draw(set, card, now);
     if (card === shown) return;
     shown = card;
     const details = card.errorDetails ?? {};
     const failed = card.status === 'failed';
-    dialog.dataset.status = card.status;
+    Object.assign(dialog.dataset, { status: card.status, kind: kindOf(card) });
     showStatus(part(dialog, '.status'), card);
     setText(part(dialog, 'h2'), failed ? headline(card.errorDetails) : titled(card));
     put(part(dialog, '.sentence'), 'hidden', !failed);
     setText(part(dialog, '.sentence'), sentence(card.errorDetails));
     showRefund(dialog, card.errorDetails, now);
-    const set = card.status === 'completed' ? gallery(card, now) : [];
-    const drawn = JSON.stringify(set);
-    if (drawn !== pictured) part(dialog, '.gallery').replaceChildren(...set.map((one, place) => ('url' in one ? frame(one, place, card, now) : gap(one))));
-    pictured = drawn;
     put(part(dialog, '.short'), 'hidden', !missing(card));
     setText(part(dialog, '.short'), missing(card));
     facts(part(dialog, '.first'), first(card, set));
@@ -71,17 +70,30 @@ export function detailsDialog(wishes, price) {
     setText(part(dialog, '.reference code'), reference(card));
     put(part(dialog, '.again'), 'hidden', !card.prompt);
     hide(retry, !failed || !card.prompt, close);
-    dialog.classList.toggle('is-cancelled', isCancelled(card));
     hide(cancel, card.status !== 'queued', close);
+  };
+
+  /** @param {(Shot | RefusedImage)[]} set @param {Card} card @param {number} now */
+  const draw = (set, card, now) => {
+    const drawn = JSON.stringify([card.key, set]);
+    if (drawn === pictured) return;
+    pictured = drawn;
+    const box = part(dialog, '.gallery');
+    const focused = box.contains(document.activeElement);
+    box.replaceChildren(...set.map((one, place) => ('url' in one ? frame(one, place, card, now) : gap(one))));
+    if (focused) close.focus();
   };
 
   return {
     show,
+    /** Time has passed. @param {number} now */
+    age: (now) => void (dialog.open && shown && show(shown, now)),
     /** @param {Card} card @param {number} now */
     open: (card, now) => {
       for (const folded of dialog.querySelectorAll('details')) folded.open = false;
       part(dialog, '[role=log]').replaceChildren();
       setText(part(dialog, '.complaint'), '');
+      shown = null; // its times may be of another day by now
       show(card, now);
       dialog.showModal();
       part(dialog, '.frame').scrollTop = 0;

@@ -37,7 +37,7 @@ export const byEventSource = (url, heard, lost) => {
 export const byFetch = (fetch) => (url, heard, lost) => {
   const ends = new AbortController();
   const known = (/** @type {string} */ name) => NAMES.includes(/** @type {EventName} */ (name));
-  const read = reader(({ name, data, id }) => known(name) && heard(/** @type {EventName} */ (name), data, id));
+  const read = reader(({ name, data, id }) => !ends.signal.aborted && known(name) && heard(/** @type {EventName} */ (name), data, id));
   const run = async () => {
     const response = await fetch(url, { headers: { accept: 'text/event-stream' }, cache: 'no-store', signal: ends.signal });
     if (!response.ok || !response.body) return;

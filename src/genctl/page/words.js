@@ -5,7 +5,7 @@
 /** @typedef {Partial<ErrorDetails> | null} Details */
 
 /** @type {Record<CardStatus, string>} */
-export const STATUS = {
+const STATUS = {
   sending: 'Sending',
   unsent: 'Not sent',
   queued: 'Queued',
@@ -55,6 +55,21 @@ export function sentence(details) {
 /** A person did not want it any more: an end, but no trouble. @param {Pick<Card, 'status' | 'errorDetails'>} card */
 export function isCancelled({ status, errorDetails }) {
   return status === 'failed' && errorDetails?.category === 'cancelled';
+}
+
+/** How a card stands, in a word. @param {Pick<Card, 'status' | 'errorDetails'>} card */
+export function standing(card) {
+  return isCancelled(card) ? 'Cancelled' : STATUS[card.status];
+}
+
+/**
+ * The kind by which a person filters: whoever cancels an image does not look for it among the failures.
+ * @param {Pick<Card, 'status' | 'errorDetails'>} card
+ * @returns {'waiting' | 'completed' | 'failed' | 'cancelled'}
+ */
+export function kindOf(card) {
+  if (isCancelled(card)) return 'cancelled';
+  return card.status === 'completed' || card.status === 'failed' ? card.status : 'waiting';
 }
 
 /**

@@ -322,32 +322,31 @@ class LateQueue:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._sqs: Sqs | None = None
-        self._queues: dict[str, Queue] = {}  # by tool
         self._connecting = asyncio.Lock()  # two tools at once connect once
-        self._looks: dict[str, asyncio.Task[None]] = {}  # by tool; orders share one
+        self._looks: dict[str, asyncio.Task[Queue | None]] = {}  # by tool; orders share one
         self._is_slow = False  # an order has waited in vain, and none has since found its queue
 
     async def queue(self, tool: str) -> Queue | None:
         """Return the queue of a tool, None while it cannot be had. Only the first order waits for long."""
-        if tool not in self._queues:
-            if tool not in self._looks or self._looks[tool].done():
-                self._looks[tool] = asyncio.create_task(self._look(tool))
-            _, late = await asyncio.wait(
-                [self._looks[tool]], timeout=SHORT_S if self._is_slow else SEND_WITHIN_S
-            )
-            if late and not self._is_slow:
-                log.warning("api.queue.trouble", error="no answer in time")
-            self._is_slow = tool not in self._queues and (bool(late) or self._is_slow)
-        return self._queues.get(tool)
+        look = self._looks.get(tool)
+        if look is None or (look.done() and look.result() is None):
+            look = self._looks[tool] = asyncio.create_task(self._look(tool))
+        await asyncio.wait([look], timeout=SHORT_S if self._is_slow else SEND_WITHIN_S)
+        found, is_late = look.result() if look.done() else None, not look.done()
+        if is_late and not self._is_slow:
+            log.warning("api.queue.trouble", error="no answer in time")
+        self._is_slow = found is None and (is_late or self._is_slow)
+        return found
 
-    async def _look(self, tool: str) -> None:
+    async def _look(self, tool: str) -> Queue | None:
         try:
             async with self._connecting:
                 if self._sqs is None:
                     self._sqs = await Sqs.connect(self._settings)
-            self._queues[tool] = await self._sqs.queue(self._settings.queue_of(tool))
+            return await self._sqs.queue(self._settings.queue_of(tool))
         except GenctlError as error:
             log.warning("api.queue.trouble", error=error.message, fix=error.fix)
+            return None
 
     async def close(self) -> None:
         """End its connections."""

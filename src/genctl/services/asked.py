@@ -87,7 +87,7 @@ def read(body: bytes) -> Asked:
     except msgspec.ValidationError as wrong:
         why, _, path = str(wrong).partition(" - at `$.")
         raise _invalid(re.split(r"[^\w.]", path)[0] or "body", why) from None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         raise _invalid("body", "it is not JSON") from None
     for name in ("model", "prompt"):
         if not getattr(asked, name):

@@ -31,7 +31,8 @@ from genctl.tools.found import Tools
 CHANNELS = ("session_completed", "session_requeued")
 USERS = 250  # of one query
 BACKSTOP_S = (15.0, 30.0)
-STALE_S = 25.0  # two probes and a half: the connection may be half open
+SILENCE_S = 5.0  # of the listener, or of the database without one; then we ask for a sign of life
+STALE_S = 10.0  # without one; we give the connection up later, as a busy server may only be late
 PAUSE_S = (0.2, 2.0)  # between tries while the database is away
 MAX_RETRY_S = 4.0  # and between connections of the listener
 WATCH_S = 0.5
@@ -45,7 +46,7 @@ class BridgeLook(NamedTuple):
 
     wanting: dict[str, list[OpenStream]]
     unannounced: set[str]
-    proves: bool  # the listener is asked, whose answer proves that it lives
+    proves: bool  # whoever tells us of changes is asked, and its answer proves that it lives
     began_ns: int
 
 
@@ -74,8 +75,7 @@ class Bridge:
         self._unannounced: set[str] = set()  # the due users of whom no NOTIFY spoke
         self._behind: set[str] = set()  # the users at whom we have not looked since we listen
         self._proven_at: float | None = None  # the last sign of life; monotonic
-        self._trouble: str | None = "starting"  # of the listener
-        self._look_trouble: str | None = None
+        self._trouble: str | None = "starting"  # until whoever tells us of changes answers
 
     def join(self, stream: OpenStream) -> None:
         """Feed a stream from its `last` on; it becomes ready when it has everything."""
@@ -98,12 +98,15 @@ class Bridge:
 
     def trouble(self) -> str | None:
         """Say why this process may miss something now; None when nothing is wrong."""
-        if self._trouble or self._look_trouble:
-            return self._trouble or self._look_trouble
-        silent_s = time.monotonic() - (self._proven_at or 0.0)
-        if silent_s > (STALE_S if self._listen_dsn else 2 * BACKSTOP_S[1]):
+        if self._trouble:
+            return self._trouble
+        if (silent_s := self._silent_s) > STALE_S:
             return f"the last probe was {silent_s:.0f} s ago"
         return f"{len(self._behind)} users are not caught up" if self._behind else None
+
+    @property
+    def _silent_s(self) -> float:
+        return time.monotonic() - (self._proven_at or 0.0)
 
     async def run(self) -> None:
         """Run until cancelled; the database may come and go."""
@@ -123,6 +126,7 @@ class Bridge:
     async def _listen(self) -> None:
         if self._listen_dsn is None:
             self._connected(None)
+            self._next()
             return
         attempt = 0
         while True:
@@ -187,30 +191,25 @@ class Bridge:
     async def _backstop(self) -> None:
         """Look at all users here once in a while, whether a NOTIFY came or not."""
         while True:
-            if not self._listen_dsn:
-                await self._prove_by_asking()
             await asyncio.sleep(random.uniform(*BACKSTOP_S))  # noqa: S311 - jitter
             self._unannounced.update(self.feeds.of)
             self._want(self.feeds.of)
 
-    async def _prove_by_asking(self) -> None:
-        try:
-            await self.db.row("clock")
-            self._prove()
-            self._judge()
-        except GenctlError as error:
-            self._lost(error.message)
-
     async def _watch(self) -> None:
-        """Probe the listener when it was silent for a while, and judge the freshness again."""
+        """Probe whoever tells us of changes after a while of silence, and judge the freshness again."""
         while True:
             await asyncio.sleep(WATCH_S)
-            now, one = time.monotonic(), self._listener
-            if one and one.is_asked and now - one.asked_at > listener.PROBE_S:
+            one = self._listener
+            if one and one.is_asked and time.monotonic() - one.asked_at > listener.PROBE_S:
                 one.cut()
-            elif one and not self._look and now - (self._proven_at or 0.0) >= listener.PROBE_S:
+            elif self._may_be_proven and not self._look and self._silent_s >= SILENCE_S:
                 self._begin({}, set())  # about nobody
             self._judge()
+
+    @property
+    def _may_be_proven(self) -> bool:
+        """Tell whether an answer proves that we hear of changes: not while the listener is lost."""
+        return self._listener is not None or self._listen_dsn is None
 
     def _prove(self) -> None:
         self._proven_at = time.monotonic()
@@ -228,7 +227,7 @@ class Bridge:
         fresh = self.trouble() is None
         if fresh is self.freshness.fresh:
             return
-        silent_s = 0.0 if fresh or self._proven_at is None else time.monotonic() - self._proven_at
+        silent_s = 0.0 if fresh or self._proven_at is None else self._silent_s
         self.freshness = sse.Freshness(fresh, datetime.now(UTC) - timedelta(seconds=silent_s))
         streams = [one for of_user in self.feeds.of.values() for one in of_user]
         log.info("sse.freshness", fresh=fresh, why=self.trouble(), streams=len(streams))
@@ -263,13 +262,12 @@ class Bridge:
                 backstopped = self._unannounced & wanting.keys()
                 self._unannounced -= backstopped  # now: a NOTIFY that comes meanwhile is for the next look
                 self._begin(wanting, backstopped)
-        if not self._look and not self._pause:
-            self._look_trouble = None  # there is nobody here who could miss anything
-            self._judge()
+        if self._trouble and self._may_be_proven and not self._look and not self._pause:
+            self._begin({}, set())  # nobody is left for whom we would look again
 
     def _begin(self, wanting: dict[str, list[OpenStream]], unannounced: set[str]) -> None:
         one = self._listener
-        self._look = BridgeLook(wanting, unannounced, one is not None, time.time_ns())
+        self._look = BridgeLook(wanting, unannounced, self._may_be_proven, time.time_ns())
         asked = [{"user_id": user, "after": _read_up_to(streams)} for user, streams in wanting.items()]
         if wanting:
             self.metrics.looks.inc()
@@ -296,7 +294,6 @@ class Bridge:
         if isinstance(answer, GenctlError):
             self._failed(look, answer)
             return
-        self._look_trouble = None
         if look.proves:
             self._prove()
         self._behind.difference_update(look.wanting)  # no look outlives its listener
@@ -316,14 +313,14 @@ class Bridge:
             self._judge()
 
     def _failed(self, look: BridgeLook, error: GenctlError) -> None:
-        self._look, self._look_trouble = None, error.message
+        self._look = None
         self._behind.update(look.wanting)
         self._unannounced.difference_update(look.wanting)  # a NOTIFY may have spoken of what comes late now
         log.warning("sse.look.failed", error=error.message, users=len(look.wanting))
         self._due.update(dict.fromkeys(look.wanting))
         pause_s = random.uniform(*PAUSE_S)  # noqa: S311 - jitter
         self._pause = asyncio.get_running_loop().call_later(pause_s, self._next)
-        self._judge()
+        self._lost(error.message)
 
 
 def readable(row: Row) -> Session | None:

@@ -69,7 +69,7 @@ class Ending:
     def _stop_now(self, receiver: asyncio.Task[None]) -> None:
         receiver.cancel()
         self.let_go()
-        asyncio.get_running_loop().call_later(NOW_S, self._leave)
+        self._leaving = asyncio.create_task(self._leave(NOW_S))
 
     def _stop(self, receiver: asyncio.Task[None]) -> None:
         if self.is_told:
@@ -88,14 +88,11 @@ class Ending:
         """End the process soon after the last call, and after the grace, whatever hangs."""
         while time.monotonic() < self._grace_ends and any(hold.sent for hold in self._pipeline.runs):
             await asyncio.sleep(LOOK_LAST_S)
-        await asyncio.sleep(LAST_S)
-        await self._left()
+        await self._leave(LAST_S)
 
-    def _leave(self) -> None:
-        self._leaving = asyncio.create_task(self._left())
-
-    async def _left(self) -> None:
-        """End the process although something hangs; its jobs come back when their leases lapse."""
+    async def _leave(self, after_s: float) -> None:
+        """End the process then although something hangs; its jobs come back when their leases lapse."""
+        await asyncio.sleep(after_s)
         log.warning("worker.left", jobs=len(self._hands.jobs))
         self._pipeline.answers.tell_unsettled()
         lost = {hold.task for hold in self._pipeline.runs if hold.stale}

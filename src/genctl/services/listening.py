@@ -16,11 +16,16 @@ def listening(who: str, host: str, port: int, *, cure: str = "try again") -> soc
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         both = family is socket.AF_INET6 and socket.has_dualstack_ipv6()
-        return socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=both)
+        sock = socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=both)
+    except UnicodeError:  # of a name that is too long to be one
+        reason = "it is no host"
     except OSError as why:
-        reason = os.strerror(why.errno) if why.errno and why.errno > 0 else str(why)
-        told = f"{who}: cannot listen on {host}:{port}: {reason}"
-        raise GenctlError("CannotListen", told, cure) from None
+        number = why.errno or 0  # below zero it is one of getaddrinfo
+        reason = os.strerror(number) if number > 0 else why.strerror or "there is no such host"
+    else:
+        return sock
+    told = f"{who}: cannot listen on {host}:{port}: {reason}"
+    raise GenctlError("CannotListen", told, cure)
 
 
 def _handed(port: int) -> socket.socket | None:

@@ -13,13 +13,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
+from genctl.base.durations import doubled_s
 from genctl.services.liveness import Liveness
 from genctl.services.metrics import WorkerMetrics
 from genctl.services.reports import ProcessReport, Reports, report_of, show
@@ -31,6 +32,7 @@ WELL_AFTER_S = 60.0  # of life the pauses begin anew
 CANNOT_START = (2, 3)  # exit codes: usage, and a dependency
 LATE_S = 6.0  # after the grace, as a worker ends itself within 3 s of it
 AT_ONCE_S = 5.0  # after a second signal
+PORT_S = 2.0  # for the process with the port, once the workers have ended
 SHOWS = 0  # the number of the process with the metrics port; the workers are 1, 2, …
 NEVER = math.inf
 # A terminal or systemd signals the parent and the processes at once, and the parent repeats it: so what lets
@@ -94,7 +96,7 @@ class Tended:
     def pause_s(self, lived_s: float) -> float:
         """Return the seconds until it is started again, after so long a life."""
         self.early_ends = 1 if lived_s >= WELL_AFTER_S else self.early_ends + 1
-        return min(FIRST_PAUSE_S * 2.0 ** (self.early_ends - 1), LONGEST_PAUSE_S)
+        return doubled_s(FIRST_PAUSE_S, self.early_ends - 1, LONGEST_PAUSE_S)
 
 
 class Parent:
@@ -135,14 +137,14 @@ class Parent:
                 self._wait(waking)
                 if self._signals > self._words:
                     self._stop()
-                self._kill()
-            self._words, self._kill_at = max(self._words, 1), time.monotonic() + AT_ONCE_S
+                self._kill(self._workers)
+            self._words, self._kill_at = max(self._words, 1), time.monotonic() + PORT_S
             left = [one for one in self._all if one.pid]  # the one with the port
             for one in left:
                 os.kill(one.pid, signal.SIGTERM)
             while any(one.pid for one in left):
                 self._wait(waking)
-                self._kill()
+                self._kill(left)
             signal.set_wakeup_fd(-1)
         return self._code
 
@@ -223,11 +225,12 @@ class Parent:
             if one.pid:
                 os.kill(one.pid, signal.SIGTERM if self._words == 1 else LET_GO)
 
-    def _kill(self) -> None:
-        """Kill what stands still, and after the grace what is left."""
+    def _kill(self, told: Sequence[Tended]) -> None:
+        """Kill what stands still, and after the grace what is left of those that were told to end."""
         now = time.monotonic()
         for one in self._all:
             silent_s = now - max(self._beats[one.number], one.since)
-            if one.pid and ((self._works(one) and silent_s > STALLED_S) or now > self._kill_at):
+            is_late = now > self._kill_at and one in told
+            if one.pid and (is_late or (self._works(one) and silent_s > STALLED_S)):
                 log.warning("process.killed", process=one.number, silentS=round(silent_s, 1))
                 os.kill(one.pid, signal.SIGKILL)

@@ -19,21 +19,16 @@ RETRY_MS = (1000, 3000)
 WRITE_TIMEOUT_S = 10.0
 
 
-class Holder(Protocol):
-    """Hold open streams: what each of them needs of Streams."""
+class Feeder(Protocol):
+    """Read the rows for open streams: what each of them needs of the bridge."""
 
-    @property
-    def freshness(self) -> sse.Freshness:
-        """Tell whether what the streams have written is all there is."""
+    freshness: sse.Freshness
 
-    def resumed(self, stream: "OpenStream") -> None:
+    def look(self, stream: "OpenStream") -> None:
         """Read for the stream again, whose client takes more."""
 
-    def ended(self, stream: "OpenStream") -> None:
+    def leave(self, stream: "OpenStream") -> None:
         """Give the stream nothing more."""
-
-    def left(self, stream: "OpenStream") -> None:
-        """Forget the stream: its connection is gone."""
 
 
 class OpenStream(asyncio.Protocol):
@@ -44,12 +39,22 @@ class OpenStream(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_beat_at", "_chunked", "_ends_at", "_holder", "_is_open", "_last_id", "_opened_on", "_pieces",
-        "_size", "_told_fresh", "due_at", "is_over", "last", "ready", "release", "stuck_at",
+        "_beat_at", "_chunked", "_ends_at", "_feeder", "_is_open", "_last_id", "_left", "_opened_on",
+        "_pieces", "_size", "_told_fresh", "due_at", "is_over", "last", "ready", "release", "stuck_at",
         "token", "tool", "transport", "user",
     )  # fmt: skip
 
-    def __init__(self, holder: Holder, token: Claims, tool: Tool, last: int | None, *, chunked: bool) -> None:
+    def __init__(
+        self,
+        feeder: Feeder,
+        token: Claims,
+        tool: Tool,
+        last: int | None,
+        *,
+        chunked: bool,
+        left: Callable[["OpenStream"], None],
+    ) -> None:
+        """Write it in chunks or not; call `left` once its connection is gone."""
         self.user = token.user
         self.token = token
         self.tool = tool
@@ -60,7 +65,8 @@ class OpenStream(asyncio.Protocol):
         self._size = 0
         now, self._opened_on = time.monotonic(), time.time()
         self.stuck_at = 0.0  # since then the client takes nothing; 0: it does
-        self._holder = holder
+        self._feeder = feeder
+        self._left = left
         self._chunked = chunked
         self._is_open = True
         self._last_id: str | None = None  # the last one written
@@ -119,7 +125,7 @@ class OpenStream(asyncio.Protocol):
     def flush(self) -> None:
         """Write what is put."""
         self._write_pieces()
-        if self.ready and self._told_fresh is not self._holder.freshness.fresh:
+        if self.ready and self._told_fresh is not self._feeder.freshness.fresh:
             self.beat()
         if self.is_over:
             self.end()
@@ -133,7 +139,7 @@ class OpenStream(asyncio.Protocol):
     def beat(self) -> None:
         """Write a heartbeat, unless the client takes nothing."""
         if self._is_open and not self.stuck_at:
-            freshness = self._holder.freshness
+            freshness = self._feeder.freshness
             if freshness.fresh and not self.ready:
                 freshness = sse.Freshness(fresh=False, since=datetime.fromtimestamp(self._opened_on, UTC))
             self._told_fresh = freshness.fresh
@@ -162,7 +168,7 @@ class OpenStream(asyncio.Protocol):
         if last:
             self._write(last)
         self._is_open = False
-        self._holder.ended(self)
+        self._feeder.leave(self)
         if self._chunked:
             self.transport.write(b"0\r\n\r\n")
         self.transport.close()
@@ -173,7 +179,7 @@ class OpenStream(asyncio.Protocol):
         """Cut the connection: closing it would wait for a reader that does not read."""
         self._is_open = False
         self.transport.abort()
-        self._holder.left(self)
+        self._left(self)
 
     def _write(self, text: bytes) -> None:
         self.transport.write(b"%x\r\n%b\r\n" % (len(text), text) if self._chunked else text)
@@ -191,9 +197,9 @@ class OpenStream(asyncio.Protocol):
         if self._is_open:
             self.stuck_at = 0.0
             self.flush()
-            self._holder.resumed(self)  # which has read nothing for it meanwhile
+            self._feeder.look(self)  # which has read nothing for it meanwhile
 
     def connection_lost(self, _: Exception | None) -> None:
         """Leave: the client has gone, or was cut off."""
         self._is_open = False
-        self._holder.left(self)
+        self._left(self)

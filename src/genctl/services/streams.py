@@ -1,8 +1,8 @@
 """Hold the open streams: each takes its connection over once its head is written.
 
-A stream writes what the bridge gives it, and a heartbeat every 15 s. It ends when the client
-leaves, its token ends, the client is too slow, the stream is too old, its user has opened newer ones, or the
-server goes down. One timer turns for all streams.
+A stream writes what the bridge gives it, and a heartbeat every 15 s. It ends when the client leaves, its
+token ends, the client is too slow, the stream is too old, its user has opened newer ones, or the server goes
+down. One timer turns for all streams.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ class Streams:
         `cursor` is what the client brings. When a user has too many streams, the oldest ends.
         """
         last = self.bridge.cursors.read(token.user, cursor) if cursor else None
-        stream = OpenStream(self, token, tool, last, chunked=chunked)
+        stream = OpenStream(self.bridge, token, tool, last, chunked=chunked, left=self.left)
         if (handed := connection.hand_over(stream)) is None:
             return
         while len(others := self.bridge.feeds.of.get(token.user, [])) >= self.per_user:
@@ -79,19 +79,6 @@ class Streams:
         log.info("sse.stream.replaced", userId=oldest.user, limit=self.per_user)
         retry = sse.retry(random.randint(*REPLACED_RETRY_MS))  # noqa: S311 - jitter
         oldest.end(retry + _REPLACED)
-
-    @property
-    def freshness(self) -> sse.Freshness:
-        """Return the bridge's."""
-        return self.bridge.freshness
-
-    def resumed(self, stream: OpenStream) -> None:
-        """Have the bridge read for a stream whose client takes more."""
-        self.bridge.look(stream)
-
-    def ended(self, stream: OpenStream) -> None:
-        """Have the bridge give a stream nothing more."""
-        self.bridge.leave(stream)
 
     def left(self, stream: OpenStream) -> None:
         """Forget a stream whose connection is gone."""

@@ -39,7 +39,6 @@ NOTED_S = 2  # the calls of so many seconds foretell those of the next
 LONG_S = 2.0  # for which jobs wait for turns before we say so
 MANY = 1_000_000
 SPARE = 1.5  # turns that we ask for, for each that we foresee
-LEAVE_S = 3.0
 
 log = structlog.stdlib.get_logger()
 
@@ -155,7 +154,6 @@ class Turns:
         def hear(result: Success | Failure, session: Session) -> None:
             breaker(result, session)
             if task:
-                task.remove_done_callback(self._ended)
                 self._ended(task)
             self._learn(result, now)
 
@@ -170,12 +168,12 @@ class Turns:
         now = time.monotonic()
         refused = isinstance(result, Failure) and result.category is Category.RATE_LIMIT
         self._recent.count(now, "refused" if refused else "took")
-        if isinstance(result, Success) or result.fatal:
+        if isinstance(result, Success):
             return
         if refused:
             self._lesson = Lesson(began_at, result.code)
             self._wake.set()
-        if result.retry_after_s:
+        if result.retry_after_s and not result.fatal:
             self._paused_until = max(self._paused_until, now + result.retry_after_s)
             self._hold_s = max(self._hold_s or 0.0, result.retry_after_s)
             self._wake.set()
@@ -289,7 +287,7 @@ class Turns:
         slack_s = SLACK_S + (self._clock.doubt_s(now) if want else 0.0)
         ask = pace.Ask(want, slack_s, calls, self._stock.end, unused_s, hold_s)
         limited = bool(self.pace and self.pace.max_in_flight is not None)
-        locks = bool(want or unused_s or hold_s or limited or self.pace is None)
+        locks = bool(want or unused_s or hold_s or limited)  # without a limit a locked row stops no call
         if unused_s:
             self._stock = Stock()
         self._slots = min(self._slots, calls)  # until the answer is here, as the others may get the rest
@@ -299,6 +297,11 @@ class Turns:
         if dealt is None:
             return
         self._keep(dealt, asked_at, now)
+        if locks:
+            self._slots = dealt.pace.part or 0
+        elif dealt.pace.max_in_flight is not None:  # a new limit: the others know nothing of our part yet
+            self._slots = 0
+            self._wake.set()
         if hold_s == self._hold_s:  # else another answer has named a time meanwhile
             self._hold_s, self._paused_until = None, now + (dealt.pace.paused_s or -math.inf)
         await self._teach(dealt.pace, now)
@@ -308,7 +311,6 @@ class Turns:
             self._moved_at = now
         self.pace, self._read_at, self.trouble = dealt.pace, now, None
         self._clock = self._clock.heard(asked_at, dealt.pace.read_at.timestamp(), now)
-        self._slots = dealt.pace.part or 0
         if dealt.turns:
             self._is_wanted = False
             date, end = dealt.first_at.timestamp(), dealt.pace.next_at
@@ -319,7 +321,8 @@ class Turns:
         lesson, self._lesson = self._lesson, None
         if lesson:
             began_s, lately = now - lesson.began_at, self._recent.within(now, "began", 10) * 6
-            took, refused = self._recent.took(now), self._recent.within(now, "refused")
+            took = self._recent.within(now, "took", found.lately_s)
+            refused = self._recent.within(now, "refused", found.lately_s)
             if learnt := found.lowered(began_s=began_s, took=took, refused=refused, calls_a_minute=lately):
                 await self._turn(found, learnt, lesson.code)
         elif raised := found.raised():
@@ -336,8 +339,7 @@ class Turns:
         stock, self._stock = self._stock, Stock()
         if stock.unused_s:
             ask = pace.Ask(ended=stock.end, unused_s=stock.unused_s)
-            async with asyncio.timeout(LEAVE_S):
-                await pace.deal(self._db, self._tool, self._worker, ask, locks=True)
+            await pace.deal(self._db, self._tool, self._worker, ask, locks=True)
 
     def _want(self, now: float) -> int:
         """Count the turns that we lack, for jobs in our hands and those that we foresee."""

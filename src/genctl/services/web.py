@@ -128,7 +128,8 @@ def _fields(text: bytes) -> dict[str, str]:
 
 
 def answer(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """Make an answer of JSON."""
+    """Make an answer of JSON; each 503 says when to try again."""
+    headers = ({"Retry-After": "2"} if status == 503 else {}) | (headers or {})
     return Response(msgspec.json.encode(data), status, headers, media_type="application/json")
 
 
@@ -151,7 +152,6 @@ async def answer_error(request: Request, error: Exception) -> Response:
         told = {"code": away, "message": message, "fix": "try again soon"}
         if isinstance(error, LockedError | ConflictError):  # it passes, and says so by its own code
             told |= {"code": error.code, "message": "somebody else is at the same data at the moment"}
-        headers["Retry-After"] = "2"
     if isinstance(error, DataRefusedError):
         log.warning("api.refused", error=error.message, fix=error.fix)
         why = "you have no account here yet" if error.code == NO_ACCOUNT else "this cannot be stored"

@@ -7,10 +7,8 @@ import signal
 import sys
 from asyncio.subprocess import Process
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import aiohttp
 import msgspec
@@ -21,7 +19,7 @@ from genctl.base.person import Note
 from genctl.base.settings import Settings
 from genctl.domain.masking import Masker
 from genctl.domain.model import GenctlError
-from genctl.domain.runbooks import as_word, fill, names_in, statement
+from genctl.domain.runbooks import as_word, fill, names_in, statement, with_path
 from genctl.edges import db, http
 from genctl.ops.runbook.model import Http, Sql, Step
 
@@ -29,6 +27,7 @@ LARGEST_BYTES = 2**20  # of an output
 LARGEST_OF_OURS_BYTES = 2**26  # of a command of ours: it may list a whole queue
 ENDS_WITHIN_S = 5.0  # after SIGTERM
 GONE_WITHIN_S = 1.0
+ANSWERS_WITHIN_S = 60.0  # where a step waits: a request that hangs leaves time for the next
 SKIPPED = 77  # exit code of a script that cannot run here
 # The words come by stdin: some are secrets, and all users of the machine can read arguments.
 GENCTL = (
@@ -56,6 +55,8 @@ class Actions(NamedTuple):
 
     async def perform(self, step: Step, values: Values, yes: str | None, within_s: float) -> Document:
         """Do a step once. Raises TimeoutError, KeyError for an unknown value, GenctlError, SkippedError."""
+        if step.wait and step.http:
+            within_s = min(within_s, ANSWERS_WITHIN_S)
         try:
             async with asyncio.timeout(within_s):
                 return await self._performed(step.kind, step.action, values, yes)
@@ -71,7 +72,7 @@ class Actions(NamedTuple):
                 words = self.complete(arguments(what, values), yes)
                 return await _command(words, self.note, self.settings.log)
             case "sql":
-                params = {name: values[name] for name in names_in(what.query)}
+                params = {name: _bound(values[name]) for name in names_in(what.query)}
                 return await _asked(self.settings, what, params)
             case "http":
                 return await _requested(what, values)
@@ -116,6 +117,12 @@ def _read(output: bytes, most: int = LARGEST_BYTES) -> Document:
     return found | ({"unread": f"the output is {why}: its JSON is not read"} if why else {})
 
 
+def _bound(value: Any) -> Any:
+    """Return a value as a parameter: a list of one kind is an array, another list or a map JSON."""
+    kinds = {type(one) for one in value if one is not None} if isinstance(value, list) else {type(value)}
+    return as_word(value) if len(kinds) > 1 or kinds & {dict, list} else value
+
+
 async def _asked(settings: Settings, sql: Sql, params: Mapping[str, Any]) -> Document:
     """Ask the database. Raises TooDeepError for a value that is nested too deeply."""
     rows = await db.ask(settings.dsn(), statement(sql.query), params, writes=sql.writes)
@@ -125,8 +132,7 @@ async def _asked(settings: Settings, sql: Sql, params: Mapping[str, Any]) -> Doc
 async def _requested(what: Http, values: Values) -> Document:
     """Send a request into which the values are filled. Raises KeyError."""
     given = fill(msgspec.to_builtins(what), values)
-    path = [quote(as_word(part), safe="") for part in given.pop("path", ())]
-    url = "/".join([given["url"].rstrip("/"), *path]) if path else given["url"]
+    url = with_path(given["url"], [as_word(part) for part in given.pop("path", ())])
     query, headers = (
         {k: as_word(v) for k, v in given.pop(part, {}).items()} for part in ("query", "headers")
     )
@@ -144,12 +150,13 @@ async def _requested(what: Http, values: Values) -> Document:
             told = {name.lower(): value for name, value in answer.headers.items()}
             return {"status": answer.status, "headers": told, **read, "error": None}
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        return unanswered(f"{what.method} {url}: {str(error) or type(error).__name__}")
+        why, fix = http.unreachable(error, url)
+        return unanswered(f"{what.method} {url}: {why}", fix or "")
 
 
-def unanswered(why: str) -> Document:
+def unanswered(why: str, fix: str = "") -> Document:
     """Make the document of a request without an answer: a step may expect just that."""
-    error = {"code": "NoAnswer", "message": why, "fix": ""}
+    error = {"code": "NoAnswer", "message": why, "fix": fix}
     return {"status": None, "headers": {}, "json": None, "text": "", "error": error}
 
 
@@ -162,20 +169,25 @@ async def _first_bytes(
 
     `note` takes each line as it comes.
     """
-    kept = rest = b""
+    kept, rest = bytearray(), b""
     while stream and (data := await stream.read(65_536)):
         kept += data[: max(most + 1 - len(kept), 0)]
         if note:
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 note(line.decode(errors="replace"))
-    return kept
+    return bytes(kept)
 
 
 async def _shell(script: str, env: Mapping[str, str]) -> Document:
     """Run a script. It finds the `python` and `genctl` that run the runbook first in its PATH."""
     path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
-    code, out, err = await _child(("/bin/sh", "-c", script), env={**env, "PATH": path})
+    try:
+        code, out, err = await _child(("/bin/sh", "-c", script), env={**env, "PATH": path})
+    except (OSError, ValueError) as error:
+        given, why = ", ".join(env) or "this script", getattr(error, "strerror", "") or error
+        fix = "a value for a script is text without NUL, of less than 128 KiB"
+        raise GenctlError("NotStarted", f"no process starts with {given}: {why}", fix, exit_code=1) from None
     found, stderr = _read(out.rstrip(b"\n")), err.decode(errors="replace").rstrip("\n")
     if code == SKIPPED:
         raise SkippedError((stderr or found["text"] or "it cannot be run here").splitlines()[-1])
@@ -223,8 +235,7 @@ async def _heard(
 async def _ended(process: Process, heard: asyncio.Task[Any]) -> None:
     """End the process group: by SIGTERM if we were cut off, in the end by SIGKILL."""
     try:
-        if process.returncode is None:
-            _signal(process, signal.SIGTERM)
+        if not heard.done() and _signal(process, signal.SIGTERM):
             await asyncio.wait({heard}, timeout=ENDS_WITHIN_S)
     finally:
         _signal(process, signal.SIGKILL)
@@ -232,6 +243,10 @@ async def _ended(process: Process, heard: asyncio.Task[Any]) -> None:
         heard.cancel()  # a process that has left the group may hold the pipes
 
 
-def _signal(process: Process, number: int) -> None:
-    with suppress(ProcessLookupError):
+def _signal(process: Process, number: int) -> bool:
+    """Signal all processes of the group; return False when none is left."""
+    try:
         os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return False
+    return True

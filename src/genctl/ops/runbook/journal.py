@@ -157,7 +157,7 @@ def start(was: Event) -> Start:
 def _events(lines: Iterable[str]) -> Iterator[Event]:
     """Read the lines of a journal; skip the torn last line of a killed run."""
     for line in lines:
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             yield json.loads(line)
 
 

@@ -1,6 +1,7 @@
 """Find, read and lint runbooks: the order of steps, values, commands and expressions."""
 
 import hashlib
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def load(name: str, check_words: CheckWords) -> Loaded:
     loaded, faults = examine(file_of(name), check_words)
     if faults or loaded is None:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise GenctlError("BadRunbook", f"{faults[0]}{more}", f"genctl runbook lint {name}", exit_code=2)
+        fix = f"genctl runbook lint {shlex.quote(name)}"
+        raise GenctlError("BadRunbook", f"{faults[0]}{more}", fix, exit_code=2)
     return loaded
 
 

@@ -1,6 +1,7 @@
 """Carry out a runbook: its steps in order, its clean-up always; the journal keeps all of it."""
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -85,6 +86,7 @@ class Run:
         self.mask = self.actions.mask
         self.mask.add(*(self.values[name] for name in self.secret & self.values.keys()))
         self.steps = self.loaded.runbook.left(self.start.done)
+        self.lost: BaseException | None = None
         self._signal = 0
         self._output: Document | None = None
         self._work: asyncio.Task[str | None] | None = None
@@ -100,10 +102,9 @@ class Run:
             work.get_loop().call_soon_threadsafe(work.cancel)
 
     async def go(self, journal: Journal, note: Note, show: Callable[[StepResult], object]) -> RunResult:
-        """Run all steps; `show` takes each result. Raises what `show` raises, after the clean-up."""
+        """Run all steps; `show` takes each result. What it raises is in `lost`; only the clean-up follows."""
         began, code = time.monotonic(), 0
         results: list[StepResult] = []
-        lost: BaseException | None = None
         journal.write(
             "begun",
             run=journal.run,
@@ -130,11 +131,11 @@ class Run:
                 journal.write("step.ended", **msgspec.to_builtins(result), saved=self.masked(saved))
                 self._output = None
             results.append(result)
-            if lost is None:
+            if self.lost is None:
                 try:
                     show(result)
-                except BaseException as error:  # noqa: BLE001 - we raise it after the clean-up
-                    lost, code = error, code or 1
+                except BaseException as error:  # noqa: BLE001 - the clean-up comes first
+                    self.lost, code = error, code or 1
         code = self._signalled(code)
         bad = [one for one in results if one.state in {"failed", "interrupted"} and not one.always]
         done = RunResult(
@@ -143,13 +144,11 @@ class Run:
             state="ok" if code == 0 else "failed" if code == 1 else "interrupted",
             exit_code=code,
             seconds=round(time.monotonic() - began, 3),
-            why=f"step {bad[0].step}: {bad[0].why}" if bad else "",
+            why=f"step {bad[0].step}: {bad[0].why}" if bad else f"output: {self.lost}" if self.lost else "",
             steps=results,
         )
         journal.write("ended", state=done.state, exitCode=code, why=done.why)
         journal.close()
-        if lost:
-            raise lost
         return done
 
     def _signalled(self, code: int) -> int:
@@ -169,6 +168,7 @@ class Run:
         began, self._tries = time.monotonic(), 0
         self._output = None
         self._lacking: str | None = None
+        self._yes: str | None = None  # once a person has said so: for all tries
         self._work = asyncio.ensure_future(self._done(step))
         if self._signal:
             self._work.cancel()
@@ -215,14 +215,14 @@ class Run:
         """Try the step until its expectations hold or its time is over; return what is wrong then."""
         self._check_fit(step)
         if step.ask:
-            self._confirmed(step, self.mask.text(spoken(step.ask, self.values)))
+            self._confirmed(step, spoken(step.ask, self.values))
             return None
-        yes = self._confirmed(step, step.does) if step.dangerous else None
+        self._yes = self._confirmed(step, step.does) if step.dangerous else None
         patience_s, pause_s = self._seconds(step.patience), self._seconds(step.pause)
         deadline = time.monotonic() + patience_s
         while True:
             self._tries += 1
-            why = await self._try(step, deadline - time.monotonic(), yes)
+            why = await self._try(step, deadline - time.monotonic())
             if why is None or not step.wait:
                 return why
             if time.monotonic() + pause_s > deadline:
@@ -237,19 +237,19 @@ class Run:
 
     def _confirmed(self, step: Step, question: str) -> str:
         try:
-            return self.confirm(f"{step.step}: {question}")
+            return self.confirm(self.mask.text(f"{step.step}: {question}"))
         except SystemExit as asked:  # a signal that ended the question
             self._signal = int(asked.code or 0) - 128
             raise asyncio.CancelledError from None
 
-    async def _try(self, step: Step, timeout_s: float, yes: str | None) -> str | None:
+    async def _try(self, step: Step, timeout_s: float) -> str | None:
         """Try the step once; return what is wrong with the output."""
         try:
-            output = await self.actions.perform(step, self.values, yes, timeout_s)
+            output = await self.actions.perform(step, self.values, self._yes, timeout_s)
             error = output.get("error") if step.genctl else None
-            if yes is None and isinstance(error, dict) and error.get("code") == "NotConfirmed":
-                yes = self._confirmed(step, error["message"])
-                output = await self.actions.perform(step, self.values, yes, timeout_s)
+            if self._yes is None and isinstance(error, dict) and error.get("code") == "NotConfirmed":
+                self._yes = self._confirmed(step, error["message"])
+                output = await self.actions.perform(step, self.values, self._yes, timeout_s)
             self._lacking = self._judged(step, output)
         except TimeoutError as late:  # of a wait, the try before tells more
             return self._lacking or str(late)
@@ -278,8 +278,11 @@ class Run:
 
 
 def _fitting(why: str) -> str:
-    """Shorten a reason in its middle: at its end a command gives its own. Escape lone surrogates."""
-    text, half = why.encode(errors="backslashreplace").decode(), LONGEST_WHY // 2
+    """Shorten a reason in its middle: at its end a command gives its own. Escape lone surrogates.
+
+    It is one line, whatever a library has said.
+    """
+    text, half = re.sub(r"\s*\n\s*", " ", why.encode(errors="backslashreplace").decode()), LONGEST_WHY // 2
     return text if len(text) <= LONGEST_WHY else f"{text[:half]} … {text[-half:]}"
 
 

@@ -62,7 +62,7 @@ class Source(NamedTuple):
 
 
 class _Loader(yaml.SafeLoader):
-    """Read keys and times as text; refuse aliases and duplicate keys."""
+    """Read keys and times as text; refuse aliases, tags and duplicate keys."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - as the library has it
         first: [one for one in resolvers if not one[0].endswith(":timestamp")]
@@ -70,8 +70,11 @@ class _Loader(yaml.SafeLoader):
     }
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise _refused("an alias: write the value out", self.peek_event())  # type: ignore[no-untyped-call]
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
+            raise _refused("an alias: write the value out", event)
+        if tag := getattr(event, "tag", None):
+            raise _refused(f"the tag {tag}: leave it out", event)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: ARG002, FBT001, FBT002

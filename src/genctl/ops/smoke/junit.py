@@ -17,7 +17,7 @@ def reported(path: Path | None, hops: Sequence[HopResult]) -> Iterator[None]:
     if path is None:
         yield
         return
-    with path.open("wb") as file:
+    with path.open("wb", buffering=0) as file:  # else its close might raise, without the name
         trouble = "interrupted"
         try:
             yield
@@ -26,7 +26,11 @@ def reported(path: Path | None, hops: Sequence[HopResult]) -> Iterator[None]:
             trouble = f"{error.message}; {error.fix}"
             raise
         finally:
-            ElementTree(suite(hops, trouble)).write(file, "utf-8", xml_declaration=True)
+            try:
+                ElementTree(suite(hops, trouble)).write(file, "utf-8", xml_declaration=True)
+            except OSError as error:
+                error.filename = str(path)  # a full disk does not name it
+                raise
 
 
 def suite(hops: Sequence[HopResult], trouble: str = "") -> Element:

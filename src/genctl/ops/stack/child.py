@@ -79,13 +79,22 @@ class Child:
         """Name the file that tells the next start the process id, after a crash."""
         return self.log.with_suffix(".pid")
 
-    async def start(self) -> None:
-        """Start it and wait until it is ready. Raises GenctlError PartFailed, and then nothing of it runs."""
+    async def start(self, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """Start it and wait until it is ready. Raises GenctlError PartFailed, and then nothing of it runs.
+
+        We call `meanwhile` as often as `ready`: it raises what ends the wait.
+        """
+
+        def is_ready() -> bool:
+            meanwhile()
+            self.check()
+            return self.ready()
+
         await self._end_leftover()
         self.process = self._spawn()
-        self.pid_file.write_text(f"{self.process.pid}\n")
         try:
-            await self._until(self._ready, "was not ready")
+            self.pid_file.write_text(f"{self.process.pid}\n")
+            await self._until(is_ready, "was not ready")
             if self.serves:
                 self.serves.close()  # else it would go on listening when the part has ended
         except BaseException:
@@ -154,10 +163,6 @@ class Child:
     async def _until(self, condition: Callable[[], bool], otherwise: str) -> None:
         if not await until(condition, self.start_within_s):
             raise self._failed(f"{otherwise} within {self.start_within_s:g} s")
-
-    def _ready(self) -> bool:
-        self.check()
-        return self.ready()
 
     def _ended(self) -> bool:
         return self.process is None or self.process.poll() is not None

@@ -54,6 +54,16 @@ def stand_in() -> pwd.struct_passwd | None:
     return other
 
 
+def check_name() -> None:
+    """Raise GenctlError when our user has no name: initdb looks it up."""
+    try:
+        pwd.getpwuid(os.geteuid())
+    except KeyError:
+        told = f"PostgreSQL needs a user with a name, and {os.geteuid()} has none on this machine"
+        fix = "run genctl as a user that has one, or set DATABASE_URL"
+        raise GenctlError("NamelessUser", told, fix) from None
+
+
 def dropping(user: pwd.struct_passwd | None) -> tuple[str, ...]:
     """Return the prefix of a command that this user runs in our place.
 

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import signal
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -53,27 +53,22 @@ class Postgres(Child):
             death_signal=signal.SIGINT,
         )
 
-    async def start(self) -> None:
+    async def start(self, meanwhile: Callable[[], object] = lambda: None) -> None:
         """Start it and wait until it accepts connections to `dsn`. Raises GenctlError (exit 3)."""
         layout.private_folder(self.folder)
         sockets, user = layout.socket_folder(self.folder), layout.stand_in()
         layout.give(self.data, user)
-        await self._create(layout.dropping(user))
         forget_reused_pid(self.data)
+        await self._create(layout.dropping(user))
         options = self.settings | {"unix_socket_directories": f'"{sockets}"'}
         if user:  # others may be that user: they do not look into the data folder
             options["dynamic_shared_memory_type"] = "mmap"
         server = [str(layout.find_binaries() / "postgres"), "-D", str(self.data)]
         words = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
         self.argv = [*layout.dropping(user), *server, *words]
-        self.dsn = f"postgresql://{USER}:{self._password()}@/{DATABASE}?host={quote(str(sockets))}"
-        await super().start()
-
-    def _password(self) -> str:
-        path = self.folder / "password"
-        if not path.exists():
-            layout.write_private(path, secrets.token_urlsafe(32))
-        return path.read_text()
+        password = (self.folder / "password").read_text()
+        self.dsn = f"postgresql://{USER}:{password}@/{DATABASE}?host={quote(str(sockets))}"
+        await super().start(meanwhile)
 
     def _accepts_connections(self) -> bool:
         lines = pid_file(self.data)
@@ -82,11 +77,15 @@ class Postgres(Child):
 
     async def _create(self, prefix: tuple[str, ...]) -> None:
         """Make the data folder, whole or not at all; set a new password when the old one is lost."""
-        fresh, known = not self.data.exists(), (self.folder / "password").exists()
+        kept, fresh = self.folder / "password", not self.data.exists()
+        if kept.exists() and not fresh:
+            return
         data = self.data.with_suffix(".new") if fresh else self.data
-        statements = [f"alter role {USER} password '{self._password()}'"]
+        password = secrets.token_urlsafe(32)
+        statements = [f"alter role {USER} password '{password}'"]
         binaries = layout.find_binaries()
         if fresh:
+            layout.check_name()
             shutil.rmtree(data, ignore_errors=True)
             initdb = [*prefix, str(binaries / "initdb"), "-D", str(data), "-U", USER]
             # the built-in provider sorts alike on every system; reject all until our own rules are written
@@ -94,11 +93,11 @@ class Postgres(Child):
             await self._run("initdb", [*initdb, "--auth=reject", "--no-sync", "--no-instructions"])
             (data / "pg_hba.conf").write_text(HBA)
             statements.append(f"create database {DATABASE}")
-        if fresh or not known:
-            # --single reads its statements from stdin: the password is on no command line
-            single = [*prefix, str(binaries / "postgres"), "--single", "-D", str(data)]
-            single += ["-c", "exit_on_error=on", "-c", "log_checkpoints=off", "postgres"]
-            await self._run("postgres-setup", single, "".join(f"{line}\n" for line in statements))
+        # --single reads its statements from stdin: the password is on no command line
+        single = [*prefix, str(binaries / "postgres"), "--single", "-D", str(data)]
+        single += ["-c", "exit_on_error=on", "-c", "log_checkpoints=off", "postgres"]
+        await self._run("postgres-setup", single, "".join(f"{line}\n" for line in statements))
+        layout.write_private(kept, password)  # not before: killed in between, the next start sets another one
         if fresh:
             data.rename(self.data)
 
@@ -118,7 +117,11 @@ def pid_file(data: Path) -> list[str]:
 
 
 def forget_reused_pid(data: Path) -> None:
-    """Remove `postmaster.pid` when a stranger has its id now: PostgreSQL would wait for that for ever."""
-    match pid_file(data):
-        case [pid, *_] if (command := command_of(int(pid))) and str(data) not in command:
-            (data / "postmaster.pid").unlink()
+    """Remove `postmaster.pid` when a stranger has its id now, or a crash of the machine has emptied it.
+
+    PostgreSQL would wait for the stranger for ever, and refuse to start.
+    """
+    pid = next(iter(pid_file(data)), "").lstrip("-")  # that of a server for one user has a minus
+    command = command_of(int(pid)) if pid.isdecimal() else "nobody's"
+    if command and str(data) not in command:
+        (data / "postmaster.pid").unlink(missing_ok=True)

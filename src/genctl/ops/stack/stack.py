@@ -139,7 +139,7 @@ class Stack:
     async def _start(self, undo: AsyncExitStack, part: Child) -> None:
         began = time.monotonic()
         undo.push_async_callback(part.stop)
-        await part.start()
+        await part.start(meanwhile=self.check)  # without those before it, it would wait in vain
         self._parts.append(part)
         self.note(f"{part.name} is ready ({time.monotonic() - began:.1f} s)")
 
