@@ -573,6 +573,11 @@ def main() -> None:
     """Every mutant whose guard holds one of the words given, or all; only all of them make the table."""
     wanted = sys.argv[1:]
     chosen = [m for m in MUTANTS if not wanted or any(word in m.guard for word in wanted)]
+    if not chosen:
+        sys.exit(
+            "no guard has one of these words; without words all are tried:\n"
+            + "\n".join(m.guard for m in MUTANTS)
+        )
     rows = asyncio.run(tried(chosen))
     if not wanted:
         head = TABLE.read_text().partition("| guard |")[0]

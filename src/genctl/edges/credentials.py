@@ -52,7 +52,7 @@ def _tell_slow() -> None:
     if lookups.asks():
         return
     log.warning("aws.credentials.slow", source=_Source.tried)
-    if command := deadline.current():
+    if command := deadline.current.get():
         command.note(f"waiting for AWS credentials: {_Source.tried} has given none yet")
 
 

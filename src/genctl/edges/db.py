@@ -109,7 +109,7 @@ class _TimeLoader(Loader):
 
 def _connection(name: str | None = None) -> dict[str, Any]:
     """Return how we connect; a command's connections bear its name, by which its statements are found."""
-    limit = deadline.current()
+    limit = deadline.current.get()
     name = name or (limit.name if limit else None)
     return CONNECTION | ({"application_name": name} if name else {})
 
@@ -166,7 +166,7 @@ async def connect_directly(dsn: str) -> Connection:
 
 def watched(dsn: str) -> Watch | None:
     """Watch statements of this database over a connection of its own; None: no command has a deadline."""
-    limit = deadline.current()
+    limit = deadline.current.get()
 
     async def look(name: str, pid: int) -> Row | None:
         async with await connect(dsn) as conn:
@@ -342,9 +342,11 @@ class Database:
     async def _transact(
         self, steps: Sequence[Statement], timeout_s: float, lock_s: float | None
     ) -> list[list[Row]]:
-        lock_ms = milliseconds(deadline.lock_s(LOCK_S) if lock_s is None else lock_s)
-        opening: list[Statement] = [("read_committed", {}), ("lock_timeout", {"ms": lock_ms})]
-        if watch := watched(self.dsn):
+        watch = watched(self.dsn)
+        if lock_s is None:
+            lock_s = deadline.lock_s(LOCK_S) if watch else LOCK_S
+        opening: list[Statement] = [("read_committed", {}), ("lock_timeout", {"ms": milliseconds(lock_s)})]
+        if watch:
             timeout_s = watch.within_s + 2 * GRACE_S  # the server comes first
             opening.append(("statement_timeout", _time_of(watch)))
         with errors_told(self.dsn, watch):

@@ -75,28 +75,24 @@ class Awaited(msgspec.Struct, frozen=True):
         return terminate(self.holder_pid) if idle else None
 
 
-_current: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
-
-
-def current() -> Deadline | None:
-    """Return the deadline of the command that runs, None in a service."""
-    return _current.get()
+# of the command that runs; services have none
+current: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
 
 
 def lock_s(usual_s: float) -> float:
     """Return how long to wait for a lock: as long as the person chose, else the usual time."""
-    deadline = current()
+    deadline = current.get()
     return usual_s if deadline is None or deadline.lock_s is None else deadline.lock_s
 
 
 @contextmanager
 def kept(deadline: Deadline) -> Iterator[None]:
     """Keep the deadline for all questions to the database in the body, and in the tasks that it starts."""
-    token = _current.set(deadline)
+    token = current.set(deadline)
     try:
         yield
     finally:
-        _current.reset(token)
+        current.reset(token)
 
 
 def cut(conn: psycopg.AsyncConnection[Any]) -> None:

@@ -182,7 +182,7 @@ async def _alone(dsn: str, note: Note) -> AsyncIterator[tuple[Connection, Told]]
 
     Raises LockedError when another runner holds it until the command's deadline.
     """
-    limit, began_at, is_told = deadline.current(), time.monotonic(), False
+    limit, began_at, is_told = deadline.current.get(), time.monotonic(), False
     async with _connected(dsn) as (conn, told):
         # we poll, as a wait inside the server would deadlock with a concurrent build of an index
         while not (await run(conn, "try_migration_lock", key=LOCK_KEY))[0]["locked"]:

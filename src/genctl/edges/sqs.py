@@ -185,7 +185,7 @@ class Sqs:
             return
         self._told_at = time.monotonic()
         log.warning("sqs.slow", queue=about, endpoint=self.endpoint, call=op)
-        if command := deadline.current():
+        if command := deadline.current.get():
             command.note(f"waiting for SQS queue {about} at {self.endpoint}")
 
     async def _signs_better(self, refusal: Refusal, signed_by: object) -> bool:
