@@ -16,14 +16,17 @@ import pytest
 
 from tests.process import forks
 
+NAME = "tests.workers"  # this module
+
 
 def offer(tests: Sequence[str]) -> tuple[str, Callable[[], None]]:
     """Start importing these tests. The command that execnet takes for a Python, and what ends its server."""
     folder = tempfile.TemporaryDirectory()
     with socket.socket(socket.AF_UNIX) as listening:
         worker = Path(folder.name) / "worker"
-        forks.program(worker, forks.listen(listening, folder.name), "tests.workers")
-        command = (sys.executable, "-m", "tests.workers", *tests)
+        forks.servers[NAME] = forks.listen(listening, folder.name)
+        forks.program(worker, NAME, NAME)
+        command = (sys.executable, "-m", NAME, *tests)
         server = forks.start(listening, *command, env=os.environ, stdout=subprocess.DEVNULL)
 
     def stop() -> None:
@@ -36,6 +39,7 @@ def offer(tests: Sequence[str]) -> tuple[str, Callable[[], None]]:
 if __name__ == "__main__":
     if sys.argv[1] == "-u":  # a fork, which execnet begins as it begins `python -u -c …`
         exec(eval(sys.stdin.readline()))
+        sys.exit(0)  # as forks end, without taking apart what they have not made
     else:
         *tests, number = sys.argv[1:]
         pytest.main(["--collect-only", "-qq", "-n0", "-p", "no:cacheprovider", *tests])

@@ -119,9 +119,9 @@ def surroundings(**more: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(BEGUN_WITH)} | more
 
 
-def program(file: Path, address: str = "", module: str = "genctl") -> None:
+def program(file: Path, python: str = sys.executable, module: str = "genctl") -> None:
     """Make the file a `genctl` that is forked, for what is typed into a shell; or another module."""
-    step = STEP.format(address=address or servers[sys.executable], module=module, words=TYPED)
+    step = STEP.format(address=servers[python], module=module, words=TYPED)
     file.write_text(f"#!{sys.executable} -IS\n{step}")
     file.chmod(0o755)
 

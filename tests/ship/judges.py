@@ -21,7 +21,7 @@ def judged(name: str, *args: str, **env: str) -> str:
     """What it prints about files that it likes."""
     done = subprocess.run(
         [program(name), *args],
-        cwd=ROOT, env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **env}, capture_output=True, text=True, check=False, timeout=120,
+        cwd=ROOT, env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **env}, capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, f"{name} {' '.join(args)}\n{done.stdout}{done.stderr}"
     return done.stdout
