@@ -212,10 +212,6 @@ class LockLine:
         self.turn = asyncio.Lock()
         self.moved_at = -math.inf
 
-    def moved(self) -> None:
-        """Note that one of them has the lock."""
-        self.moved_at = time.monotonic()
-
 
 class Database:
     """Run named statements over a pool of connections; open one by `async with Database.open(dsn)`."""
@@ -350,7 +346,7 @@ class Database:
     ) -> list[list[Row]]:
         watch = watched(self.dsn)
         if lock_s is None:
-            lock_s = deadline.lock_s(LOCK_S) if watch else LOCK_S
+            lock_s = deadline.lock_s(LOCK_S)
         opening: list[Statement] = [("read_committed", {}), ("lock_timeout", {"ms": milliseconds(lock_s)})]
         if watch:
             timeout_s = watch.within_s + 2 * GRACE_S  # the server comes first
