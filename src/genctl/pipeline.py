@@ -175,8 +175,12 @@ class Pipeline:
                 one = Database.open(settings.dsn(), size=1, checked=False)
                 lifeline = await stack.enter_async_context(one)
 
+            sqs: Sqs | None = None
+
             async def queues() -> tuple[Queue, Queue]:
-                sqs = await stack.enter_async_context(await Sqs.connect(settings))
+                nonlocal sqs  # a look in vain leaves its connection to the next one
+                if sqs is None:
+                    sqs = await stack.enter_async_context(await Sqs.connect(settings))
                 queue = await sqs.queue(settings.queue)
                 return queue, await queue.dead_letter_queue(settings.dlq)
 

@@ -14,7 +14,15 @@ from uuid import UUID
 import msgspec
 
 from genctl.base.batch import Together, attempted
-from genctl.domain.model import ErrorDetails, GenctlError, LeaseLostError, Result, Session, Status
+from genctl.domain.model import (
+    ErrorDetails,
+    GenctlError,
+    LeaseLostError,
+    NotYetError,
+    Result,
+    Session,
+    Status,
+)
 from genctl.edges.db import Database, Row, Statement, as_json
 from genctl.edges.db_errors import DatabaseGoneError, DatabaseSilentError, LockedError
 from genctl.ledger import BRIEFLY_S, AccountLockedError, movement
@@ -108,9 +116,9 @@ class Hold:
             self.calling = False
 
     def on_send(self) -> None:
-        """Note that the request leaves. Raises LeaseLostError if we slept: others may have the run."""
+        """Note that the request leaves. Raises NotYetError if we slept: others may have the run."""
         if self.stale:
-            raise LeaseLostError(self.session.id)
+            raise NotYetError(0.0)
         self.sent = True
 
     def lose(self) -> None:
@@ -203,11 +211,8 @@ class Runs:
         """Renew the leases and return the holds whose lease is lost; one whose row is locked is not among
         them. Raises GenctlError if none is lost and the database did not answer for one of them.
         """
-        now, holds = time.monotonic(), list(holds)
+        holds = list(holds)
         fates = await apart(self._extend)(holds)
-        for hold, fate in zip(holds, fates, strict=True):
-            if fate is True:
-                hold.renewed_at = now
         lost = [hold for hold, fate in zip(holds, fates, strict=True) if fate is None]
         errors = [fate for fate in fates if isinstance(fate, GenctlError)]
         if errors and not lost:
@@ -272,6 +277,7 @@ class Runs:
 
     async def _extend(self, holds: list[Hold]) -> list[bool | Exception | None]:
         """Renew the leases; True: renewed, False: another transaction has locked the row, None: lost."""
+        now = time.monotonic()
         items = as_json([{"session_id": h.session.id, "lease": h.session.lease} for h in holds])
         try:
             facts = {"items": items, "lease_s": LEASE_S}
@@ -279,7 +285,11 @@ class Runs:
         except LockedError as error:  # of the table: it passes over locked rows
             return [error] * len(holds)
         found = {(row["id"], row["lease"]): bool(row["renewed"]) for row in rows}
-        return [found.get((hold.session.id, hold.session.lease)) for hold in holds]
+        fates = [found.get((hold.session.id, hold.session.lease)) for hold in holds]
+        for hold, is_renewed in zip(holds, fates, strict=True):
+            if is_renewed:
+                hold.renewed_at = now
+        return [*fates]
 
     async def _retry(self, items: list[Backoff]) -> list[Row | Exception | None]:
         patience_s = TOGETHER_S if len(items) > 1 else SETTLE_PATIENCE_S

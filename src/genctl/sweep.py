@@ -5,7 +5,7 @@ It is many small nets (nets.py), and what hangs or fails in one stops no other.
 
 import asyncio
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 import structlog
@@ -16,7 +16,7 @@ from genctl.base.printable import many
 from genctl.base.settings import Settings
 from genctl.domain.classify import longest_run_s
 from genctl.domain.model import GenctlError
-from genctl.edges.db import Database
+from genctl.edges.db import Database, Row
 from genctl.edges.sqs import Sqs
 from genctl.enqueue import send_jobs
 from genctl.nets import BATCH, GATE_REST_S, ORPHAN_AFTER_S, OWED_AFTER_S, Cast, Net, Nets, Swept, readable
@@ -95,26 +95,20 @@ async def sweep_every(pipeline: Pipeline, settings: Settings, every_s: float = E
             side.create_task(keep_casting(net))
 
 
-async def totals(settings: Settings) -> list[dict[str, Any]]:
-    """Count all that sweeps would do, by kind, with the credits that would move; it needs no queue.
-
-    Raises GenctlError.
-    """
-    tools = Tools.of(settings)
-    tool = tools.named(settings.tool)
-    async with Database.open(settings.dsn(), size=1) as db:
-        facts = {
-            "models": tool.like,
-            "others": [like for other in tools if other.name != tool.name for like in other.like],
-            "queued_timeout_s": settings.queued_timeout_s,
-            "owed_after_s": OWED_AFTER_S,
-            "orphan_after_s": ORPHAN_AFTER_S,
-            "attempts": settings.max_attempts,
-            "unknowns": settings.max_unknown_retries,
-            "has_rested": (await gate.read(db, tool.name)).open_for_s >= GATE_REST_S,
-        }
-        async with db.snapshot() as rows:  # without the time-out of a transaction: it reads all sessions
-            return [row async for row in rows("sweep_totals", **facts)]
+async def totals(pipeline: Pipeline, settings: Settings) -> list[Row]:
+    """Count all that sweeps would do, by kind, with the credits that would move. Raises GenctlError."""
+    facts = {
+        "models": pipeline.tool.like,
+        "others": pipeline.others,
+        "queued_timeout_s": settings.queued_timeout_s,
+        "owed_after_s": OWED_AFTER_S,
+        "orphan_after_s": ORPHAN_AFTER_S,
+        "attempts": pipeline.limits.attempts,
+        "unknowns": pipeline.limits.unknowns,
+        "has_rested": (await gate.read(pipeline.db, pipeline.tool.name)).open_for_s >= GATE_REST_S,
+    }
+    async with pipeline.db.snapshot() as rows:  # without a transaction's time-out: it reads all sessions
+        return [row async for row in rows("sweep_totals", **facts)]
 
 
 async def resend_all(settings: Settings) -> int:

@@ -3,8 +3,7 @@
 import asyncio
 import os
 import signal
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from unittest.mock import AsyncMock
 
@@ -14,7 +13,7 @@ from psycopg.pq import PipelineStatus
 from tests.kit import WAITING_FOR_A_LOCK, Kit, until, until_sync
 
 from genctl.domain.classify import ours
-from genctl.domain.model import Job, LeaseLostError, Session, Status
+from genctl.domain.model import Answer, Job, NoAnswer, Session, Status
 from genctl.edges import db as edge
 from genctl.edges.db import Database, Statement, as_json
 from genctl.edges.db_errors import DatabaseGoneError
@@ -23,7 +22,7 @@ from genctl.enqueue import send_jobs
 from genctl.ledger import movement
 from genctl.ops.tail import Failures
 from genctl.pipeline import process
-from genctl.run import STALE_S, Hold
+from genctl.run import STALE_S
 from genctl.tools.seedream4 import TOOL
 
 
@@ -235,14 +234,20 @@ async def test_an_answer_that_we_have_is_stored_although_we_are_told_to_stop(kit
     assert await kit.balance() == 1000
 
 
-async def test_a_request_is_not_sent_by_a_process_that_slept_past_its_renewal(kit: Kit) -> None:
-    session = await kit.enqueue()
-    claimed = await kit.pipeline.claim(session.id, 1)
-    assert claimed
-    hold = Hold(claimed, time.monotonic() - STALE_S - 1)
-    with pytest.raises(LeaseLostError):
-        hold.on_send()
-    assert not hold.sent
+async def test_a_job_whose_process_slept_before_its_request_left_goes_back_unharmed(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await kit.enqueue()
+    usual = kit.wire.generate
+
+    async def slept(session: Session, on_send: Callable[[], None]) -> Answer | NoAnswer:
+        (hold,) = kit.pipeline.runs
+        hold.renewed_at -= STALE_S + 1
+        return await usual(session, on_send)
+
+    monkeypatch.setattr(kit.wire, "generate", slept)
+    row = await kit.work()
+    assert row and (row.status, row.attempts, row.unknowns) == (Status.QUEUED, 0, 0)
 
 
 async def test_a_release_refused_by_any_error_of_a_trigger_ends_the_session(kit: Kit) -> None:

@@ -109,6 +109,16 @@ async def test_what_a_redrive_would_drop_or_leave_to_another_tool_stays_in_the_f
     assert "cem" not in str(await redriven(kit))
 
 
+async def test_an_import_that_has_seen_a_part_of_the_dlq_says_so(kit: Kit, tmp_path: Path) -> None:
+    """A copy that another receiver has hidden may come twice."""
+    await failed(kit)
+    path, notes = tmp_path / "x.jsonl", list[str]()
+    await exported(kit, path)
+    assert await kit.pipeline.dlq.receive(1, wait_s=1, visibility_s=600)
+    assert (await imported(kit, path, notes=notes, dry_run=True))["meant"] == 1
+    assert "0 messages seen of about 1" in notes[0]
+
+
 async def test_a_line_that_holds_no_message_is_named_and_the_others_go_back(
     kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.kit import SOON_S, Kit
+from tests.kit import SOON_S, WAITING_FOR_A_LOCK, Kit, locked, until
 from tests.path.test_bulk import typed
 
 from genctl import gate
@@ -88,6 +88,19 @@ async def test_orders_that_stop_in_the_middle_go_on_without_doubling(
     assert notes[1:] == [f"{count} of 9 jobs were ordered before" for count in (6, 9)]
     assert await numbers(kit, key) == [str(n) for n in range(1, 10)]
     assert await kit.balance("ann-1") == 1000 - 5 * 4
+
+
+async def test_one_order_that_is_cut_off_is_not_called_to_be_repeated(kit: Kit, dsn: str) -> None:
+    """It may have been stored, and has no key; of many the rest can be ordered."""
+    await kit.enqueue()
+    for count, said in ((1, 0), (2, 2)):  # with the key that a command of many tells first
+        notes: list[str] = []
+        with locked(dsn):
+            ordering = asyncio.create_task(ordered(kit, notes, count=count))
+            await until(lambda: kit.query(WAITING_FOR_A_LOCK))
+            ordering.cancel()
+            await asyncio.wait([ordering])
+        assert len(notes) == said
 
 
 async def test_a_rate_bounds_the_time_between_jobs_and_nothing_waits_behind_the_last(

@@ -144,10 +144,12 @@ async def test_a_sweeper_that_starts_while_the_queue_is_away_refunds_and_fails_w
     await kit.query(OWED, TOOL.default_model, 1)
     await kit.query(COPIES, TOOL.default_model, 1)
     looks = 0
+    asked = set[object]()  # over these connections
 
-    async def away(*_: object) -> None:
+    async def away(sqs: object, *_: object) -> None:
         nonlocal looks
         looks += 1
+        asked.add(sqs)
         await until(kit.balance)  # the refund does not wait for this
         raise GenctlError("QueueUnreachable", "no answer")
 
@@ -159,6 +161,9 @@ async def test_a_sweeper_that_starts_while_the_queue_is_away_refunds_and_fails_w
             ]  # fmt: skip
             assert looks == 0
             done, failed, _ = await sweep(starting, kit.settings)
+            with pytest.raises(GenctlError):
+                await starting.reach()  # as each pass of a sweeper of its own
+            assert len(asked) == 1
     assert [swept.action for swept in done] == ["refund"]
     assert [error.message for error in failed] == ["no answer"] * 2
 

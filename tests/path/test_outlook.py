@@ -28,13 +28,13 @@ async def test_the_totals_count_what_the_first_sweeps_do_with_the_credits(
             select id, 'ann', status, reservation, now() - interval '9 days', now() - interval '9 days' from numbered""")
     await migrate.up(empty)
     async with Kit.open(sqs_server.settings(empty, home=tmp_path, queue="counted")) as kit:
-        rows = await totals(kit.settings)
+        rows = await totals(kit.pipeline, kit.settings)
         assert [tuple(row[name] for name in ("action", "code", "sessions", "credits")) for row in rows] == [
             ("capture", None, 1, 3), ("fail", "SweptTimeout", 1, 3), ("fail", "WorkerCrashed", 1, 3),
             ("refund", None, 3, 9), ("wait", "SweptTimeout", 2, 4), ("wait", "WorkerCrashed", 2, 8),
         ]  # fmt: skip
         swept: list[Swept] = []
-        while any(row["action"] != "wait" for row in await totals(kit.settings)):
+        while any(row["action"] != "wait" for row in await totals(kit.pipeline, kit.settings)):
             swept += await kit.sweep()  # nets that meet at one account pass over it
         assert Counter((one.action, one.code, one.why) for one in swept) == {
             (row["action"], row["code"], row["why"]): row["sessions"]
@@ -61,7 +61,7 @@ async def test_the_totals_and_a_dry_run_agree_about_every_kind(kit: Kit) -> None
         insert into credit_reservations (id, user_id, amount, status, created_at, session_id)
         values (gen_random_uuid(), 'ann', 4, 'held', now() - interval '2 hours', gen_random_uuid())""")
     found, _, _ = await sweep(kit.pipeline, kit.settings, dry_run=True)
-    rows = await totals(kit.settings)
+    rows = await totals(kit.pipeline, kit.settings)
     assert Counter((one.action, one.code, one.why) for one in found) == {
         (row["action"], row["code"], row["why"]): row["sessions"] for row in rows
     }

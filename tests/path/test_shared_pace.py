@@ -22,6 +22,7 @@ from genctl.edges.db import Database
 from genctl.edges.db_errors import DatabaseGoneError
 from genctl.ops import workers
 from genctl.pipeline import Pipeline
+from genctl.services import presence
 from genctl.services.gatekeeper import Gatekeeper
 from genctl.services.turns import Turns
 from genctl.tools.found import Tools
@@ -446,6 +447,16 @@ async def test_a_worker_is_seen_with_what_it_waits_for_and_leaves_at_once(
         (seen,) = (await workers.look(kit.db, tools)).workers
         assert seen.waits_for == "gate"
     assert (await workers.look(kit.db, tools)).workers == []
+
+
+async def test_a_worker_whose_queue_says_nothing_waits_for_it(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "QUIET_S", 0.1)
+    monkeypatch.setattr(kit.pipeline.queue, "receive", lambda *_, **__: asyncio.Event().wait())
+    async with working(kit.pipeline) as worker:
+        await until(lambda: true(worker.presence.waits().word == "sqs"))
+        assert (worker.presence.waits().why or "").startswith("SQS has answered no receive for ")
 
 
 async def test_a_worker_whose_hands_fill_meanwhile_does_not_name_a_turn(kit: Kit) -> None:

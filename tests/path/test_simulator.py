@@ -235,7 +235,7 @@ def test_the_page_tells_the_limits_of_each_model() -> None:
 
 @pytest.mark.parametrize("host", ["nowhere.invalid", "x" * 300])
 def test_a_host_that_there_is_not_is_one_line(host: str) -> None:
-    with pytest.raises(GenctlError, match=r"simulator: cannot listen on .*: (Name|Temporary|it is no)"):
+    with pytest.raises(GenctlError, match=r"simulator: cannot listen on .*: (Name|Temporary|there is no)"):
         listening("simulator", host, 0)
 
 

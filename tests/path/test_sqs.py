@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from email.utils import format_datetime
 from typing import Any
 from uuid import uuid4
@@ -586,6 +586,27 @@ async def test_what_time_it_is_by_its_clock(ahead_s: int) -> None:
         queue = await sqs.queue(URL)
         await queue.attributes()
         assert abs((queue.now() - theirs).total_seconds()) < 5
+
+
+async def test_an_answer_that_took_long_sets_no_clock_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a survey that begins then would leave out what was sent in the last seconds."""
+    past_s = [10]  # before the answer came, which was dated in the middle
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "Clock":
+            return cls.fromtimestamp(time.time() - past_s[0], tz)
+
+    async def slow(_: web.Request) -> web.StreamResponse:
+        past_s[0] = 0
+        halfway = datetime.now(UTC) - timedelta(seconds=5)
+        return web.json_response({}, headers={"Date": format_datetime(halfway, usegmt=True)})
+
+    async with Script(FACTS, slow).serving() as sqs:
+        queue = await sqs.queue(URL)
+        monkeypatch.setattr("genctl.edges.sqs.datetime", Clock)
+        await queue.attributes()
+        assert abs((queue.now() - datetime.now(UTC)).total_seconds()) < 1
 
 
 @pytest.mark.parametrize("ahead_s", [3600, -3600])

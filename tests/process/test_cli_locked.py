@@ -62,9 +62,7 @@ def test_a_redrive_leaves_the_jobs_of_a_locked_user_where_they_are(place: Place)
     with locked(place.dsn):
         done = place.say("dlq", "redrive", "--all", "--yes", "--edit-prompt", "it's dusk", exit_code=3)
     assert "redriven" in done.stdout
-    said = (
-        "1 job left in the DLQ: the account of user ann is locked by another transaction: it waits for pid "
-    )
+    said = "1 job left in the DLQ: the account of user ann is locked by another transaction: pid "
     *_, message, fix = done.stderr.splitlines()
     assert said in message
     runs(place, fix.removeprefix("  fix: "))

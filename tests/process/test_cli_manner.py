@@ -552,6 +552,13 @@ def test_h_is_help_and_version_is_one_line() -> None:
     assert json.loads(run("version", "-o", "json", program=GENCTL).stdout)["version"] == __version__
 
 
+def test_help_of_a_page_or_command_that_there_is_not_says_which_was_meant() -> None:
+    for typed, meant in (("enqueu", "enqueue"), ("exit-code", "exit-codes")):
+        done = run("help", typed, program=GENCTL)
+        assert (done.returncode, done.stdout) == (4, "")
+        assert f"did you mean {meant}?" in done.stderr
+
+
 HEAVY = (
     *("asyncio", "logging", "importlib.metadata", "msgspec", "yaml", "platformdirs", "tabulate", "wcwidth"),
     *("structlog", "psycopg", "boto3", "aiohttp"),

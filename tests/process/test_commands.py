@@ -63,6 +63,20 @@ def test_enqueue_says_what_it_made_and_where(place: Place) -> None:
     assert target.endswith(f"{urlsplit(place.dsn).path}, queue {place.env['GENCTL_QUEUE']} (embedded stack)")
 
 
+def test_a_migration_names_the_database_that_it_changes_past_a_pooler(place: Place) -> None:
+    place.make_real()
+    place.env |= {
+        "GENCTL_LISTEN_URL": place.env["DATABASE_URL"],
+        "DATABASE_URL": "postgresql://ann@127.0.0.1:9/staging",
+    }
+    (target,) = place.say("migrate").stderr.splitlines()
+    name = urlsplit(place.dsn).path.strip("/")
+    assert target.endswith(f"/{name}")
+    refused = place.say("migrate", "down", "--yes=staging", exit_code=2)
+    assert refused.stderr.splitlines()[0] == target
+    assert name in refused.stderr.splitlines()[1]
+
+
 def test_enqueue_waits_for_the_end_and_tells_it(busy: Place, failed: dict[str, Any]) -> None:
     assert list(failed) == [*ENQUEUED, "error_details", "refundedCredits", "seconds"]
     assert set(failed["error_details"]) == set(DETAILS)

@@ -110,8 +110,9 @@ class Standing:
 def test_a_broken_hop_is_named_with_the_logs_that_matter(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here a database that swallows NOTIFY; everything else holds."""
+    """Here a database that swallows NOTIFY; everything else holds, though its user has spent all credits."""
     place.sql(SWALLOWED)
+    place.sql("insert into credit_accounts values ('demo', 3)")
     monkeypatch.setattr(demos, "TIMEOUT_S", 2.0)
     monkeypatch.setattr(demos, "LOG_TIMEOUT_S", 0.5)
     shown: dict[str, Any] = {}

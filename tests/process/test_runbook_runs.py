@@ -657,6 +657,7 @@ def test_nothing_and_what_is_long_are_told_from_what_is_found(book: Book) -> Non
         f"shell: echo null\n{OK}\nshow: json",
         f"shell: 'seq -f \"line %g of a long log\" 9000'\n{OK}\nshow: text",
         f"shell: python -c 'print(\"x\" * 100_000)'\n{OK}\nshow: text",
+        f"shell: echo '[{{}}]'\n{OK}\nshow: json",
         f"shell: 'echo \"[NaN, 1e999, 1234567.89]\"'\n{OK}\nshow: json",
     )
     out, _ = book.say("run", str(book.file))
@@ -664,6 +665,7 @@ def test_nothing_and_what_is_long_are_told_from_what_is_found(book: Book) -> Non
     assert shown[:3] == ["0", "nothing", "line 1 of a long log"]
     assert "… and 8,975 more lines" in shown
     assert max(map(len, shown)) == 400
+    assert "- {}" in shown, "rows without columns"
     assert shown[-3:] == ["- nan", "- inf", "- 1234567.89"]
     (journal,) = book.journals()
     for line in journal.read_text().splitlines():

@@ -134,6 +134,9 @@ def redriven(both: Place) -> None:
         m["state"] for m in both.genctl("dlq", "list", "--tool", "example", "--session", session)["messages"]
     ] == ["current"]
     assert both.genctl("dlq", "list", "--session", session)["messages"] == []
+    told = both.say("sessions", "trace", session).stdout
+    copy = both.genctl("sessions", "trace", session)["dlq"]["messageId"]
+    assert f"genctl dlq show {copy} --tool example" in told
     done = both.genctl(
         "dlq", "redrive", "--tool", "example", "--session", session, "--yes",
         "--edit-prompt", "a lighthouse", "--set", "style=sketch",

@@ -37,7 +37,7 @@ from genctl.edges import migrate
 from genctl.ops.stack import layout
 from genctl.ops.stack.child import Child, command_of
 from genctl.ops.stack.postgres import Postgres
-from genctl.ops.stack.stack import Stack, listener
+from genctl.ops.stack.stack import Stack, api, listener
 
 PROGRAM = Path(__file__).with_name("stack_program.py")
 ROOT = os.geteuid() == 0
@@ -622,6 +622,24 @@ def test_an_age_that_cannot_be_is_refused_before_anything_starts(home: Path) -> 
         asyncio.run(Stack(Settings(home=home, embedded=True, queued_timeout_s=60)).__aenter__())
     assert caught.value.exit_code == 2
     assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    ("named", "port"),
+    [
+        ("https://app.example.com", "9123"),
+        ("http://[::1]:8787", "9123"),
+        ("http://localhost:8787", "8787"),
+        ("http://127.0.0.1", "80"),
+    ],
+)
+def test_the_api_listens_where_a_person_has_named_an_address_of_this_machine(
+    home: Path, named: str, port: str
+) -> None:
+    """What else is named, a proxy's for instance, says nothing of where."""
+    stack = Stack(Settings(home=home, embedded=True, api_url=named))
+    stack.addresses |= {"api_url": "http://127.0.0.1:9123", "simulator_url": "http://127.0.0.1:9124"}
+    assert api(stack).argv[-1] == port
 
 
 def test_ports_are_kept_when_they_are_free(home: Path) -> None:

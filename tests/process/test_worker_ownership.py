@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -165,7 +166,10 @@ def test_a_worker_tells_on_its_metrics_port_that_it_lives(place: Place) -> None:
     place.enqueue("success")
     port = free_port()
     with place.worker("--metrics-port", str(port)) as worker:
-        assert worker.events("worker.metrics.started", url=f"http://0.0.0.0:{port}")
+        everywhere, here = ("[::]", "::1") if socket.has_dualstack_ipv6() else ("0.0.0.0", "127.0.0.1")
+        assert worker.events("worker.metrics.started", url=f"http://{everywhere}:{port}")
+        with socket.create_connection((here, port)):
+            pass
         status, told = asked(port, "/healthz")
         assert (status, json.loads(told)["ok"]) == (200, True)
         until_sync(lambda: "genctl_worker_received_total 1.0" in asked(port, "/metrics")[1])
@@ -174,7 +178,10 @@ def test_a_worker_tells_on_its_metrics_port_that_it_lives(place: Place) -> None:
         assert asked(port, "/elsewhere")[0] == 404
         said = place.say("worker", "--metrics-port", str(port), exit_code=3)
         (line, fix) = said.stderr.splitlines()[-2:]
-        assert "metrics: cannot listen on 0.0.0.0" in line and fix == "  fix: genctl worker --metrics-port 0"
+        assert (
+            f"metrics: cannot listen on {everywhere}:{port}" in line
+            and fix == "  fix: genctl worker --metrics-port 0"
+        )
         with place.worker(*fix.split()[3:]) as beside:
             assert beside.events("worker.metrics.started")
             assert beside.end(TERM) == 0

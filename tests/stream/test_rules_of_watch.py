@@ -1,6 +1,7 @@
 """`genctl watch`'s client keeps the rules of the stream, over connections to a server that plays each story."""
 
 import asyncio
+import socket
 from contextlib import aclosing, closing
 from typing import Any
 
@@ -44,6 +45,18 @@ async def test_watch_keeps_the_rule(case: Case, framing: Framing, monkeypatch: p
     assert known(seen, expected) == case.knows
     standing = [note for note in notes if note.startswith(("stale since", "fresh again"))]
     assert (standing[-1:] in ([], ["fresh again"])) == case.vouched
+
+
+async def test_a_server_that_takes_the_connection_and_says_nothing_is_given_up_before_a_silent_stream_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watch, "HEAD_WITHIN_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        address = watch.StreamAddress(url, "seedream4", lambda: "token")
+        with pytest.raises(watch.GoneError, match="no answer in time"):
+            async with asyncio.timeout(20):
+                await anext(watch.follow(address, last_id=None, fail_after_s=None, note=lambda _: None))
 
 
 async def play(

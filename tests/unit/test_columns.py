@@ -106,6 +106,7 @@ def test_a_table_of_a_page_is_aligned_or_what_a_row_says_stands_below_its_first_
         *("0         done", "130, 143  a signal | `-o` ended it"),
     ]
     assert page(text, 30).splitlines() == [*("0", "    done", "130, 143", "    a signal | `-o` ended it")]
+    assert page("| no table\n", 30) == "| no table\n"
     three = "| check | error | warning |\n|---|---|---|\n| `key` | | it is older than a year |\n"
     assert page(three, 30).splitlines() == ["`key`", "    warning: it is older than", "    a year"]
 
@@ -155,6 +156,17 @@ def test_the_rows_of_a_table_that_grows_stand_below_their_heads(room: int) -> No
     for line in rows:  # in columns, of which a wide character takes two
         cells = "".join(char + "\0" * (width(char) - 1) for char in line).ljust(room)
         assert all(cells[begin - 2 : begin] == "  " for begin in begins[1:] if begin < room)
+
+
+def test_in_a_pipe_a_table_that_grows_shows_everything_and_runs_no_two_cells_together() -> None:
+    row = {"at": None, "sessionId": None, "userId": "x" * 30, "code": "C" * 51, "refundedCredits": 4}
+    later = row | {"at": "2025-01-01T09:30:01.000Z", "userId": "ann", "userMessage": "a sentence " * 20}
+    writer = tables.lines_writer(FAILURE, None)
+    head, first, second = "".join(writer.row(one, n) for n, one in enumerate([row, later])).splitlines()
+    assert first.split() == ["-", "-", "x" * 30, "C" * 51, "4", "-"]
+    assert second.split(maxsplit=5)[:5] == [later["at"], "-", "ann", "C" * 51, "4"]
+    assert second.endswith("a sentence")
+    assert head.index("userId") == second.index("ann")
 
 
 def test_a_table_that_grows_has_room_for_the_day_where_its_first_row_has_one() -> None:

@@ -173,6 +173,7 @@ def test_a_sheet_names_nested_values_by_their_path_and_wraps_long_ones() -> None
 def test_numbers_stand_to_the_right_and_ids_that_look_like_numbers_stay() -> None:
     table = tables.table([{"n": 5, "id": "1e5"}, {"n": 1234, "id": "0x1"}], ["n", "id"], None)
     assert table.splitlines()[2:] == ["   5  1e5", "1234  0x1"]
+    assert tables.table([{"why": None, "n": 7}], ["why", "n"], None).splitlines()[2] == "-    7", "no number"
 
 
 @pytest.mark.parametrize("text", ["漢字", "ｶﾞ", "e\u0301te\u0301", "नमस्ते", "👩‍🚀", "a\u00adb"])

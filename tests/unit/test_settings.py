@@ -258,6 +258,12 @@ def test_a_bad_value_is_refused_with_what_is_expected(key: str, bad: str) -> Non
     assert message.startswith(f"--setting {key}: expected ")
 
 
+def test_origins_are_read_as_browsers_write_them() -> None:
+    origins = "https://Shop.Example:443, http://a.example:80/, https://[::1]:8443, http://b.example:443"
+    found = load({"cors_origins": origins}, REAL).cors_origins
+    assert found == ("https://shop.example", "http://a.example", "https://[::1]:8443", "http://b.example:443")
+
+
 @pytest.mark.parametrize("key", ["database_url", "listen_url", "secret", "ark_api_key"])
 def test_a_refused_secret_is_not_repeated(key: str) -> None:
     assert "hunter2" not in refused({key: "\x00hunter2"}).message

@@ -114,13 +114,21 @@ def as_folder(value: str) -> Path:
         raise ValueError("a folder, with a home folder that exists if it starts with ~") from None
 
 
-def _as_list(pattern: str, expected: str) -> Callable[[str], tuple[str, ...]]:
-    item = _like(pattern, expected, str)
+def _origin(value: str) -> str:
+    """Write an origin as browsers do: in lower case, without the port that its scheme means."""
+    origin = value.lower()
+    return origin.removesuffix(":443" if origin.startswith("https:") else ":80")
+
+
+def _as_list(
+    pattern: str, expected: str, read: Callable[[str], str] = str
+) -> Callable[[str], tuple[str, ...]]:
+    item = _like(pattern, expected, read)
     return lambda value: tuple(item(one) for part in value.split(",") if (one := part.strip().rstrip("/")))
 
 
 as_origins = _as_list(
-    r"https?://[A-Za-z0-9.\[\]:-]+", "origins such as https://app.example.com, between commas"
+    r"https?://[A-Za-z0-9.\[\]:-]+", "origins such as https://app.example.com, between commas", _origin
 )
 PATTERN = re.compile(r"[\w.:/@+*-]{1,200}", re.ASCII)  # of models' names
 as_patterns = _as_list(

@@ -172,7 +172,7 @@ async def _print(
     is_meant: Callable[[Any], bool],
     count: int | None,
 ) -> int:
-    """Print the rows that are meant as they come; end after `count` of them, and return how many it were."""
+    """Print the rows that are meant as they come; end after `count`, and return how many there were."""
     shown = 0
     with out.stream(columns) as put:
         async for row in found:

@@ -18,7 +18,8 @@ Row = Mapping[str, Any]
 GAP = 2  # blanks between two columns
 INDENT = 4  # of what stands below its line
 HELD = "\ue000"  # a blank at which no line may break
-LEAST = 8  # columns; a text that is wrapped to less is hard to read
+LEAST = 16  # columns; a text that is wrapped to less is hard to read
+_MARKER = re.compile(r"^ *(?:[-*] |\d+\. )?")  # what stands before a line's text: blanks, and a list's marker
 _COMMAND = re.compile(r"`genctl [^`]*`")
 _COMMANDS = ("genctl ", "psql ", "aws ")  # a cure that begins so is one; others are words
 FORMULA = tuple("=+-@＝＋－＠")  # a text that begins so is one for a spreadsheet
@@ -150,7 +151,7 @@ def findings(lines: Iterable[tuple[str, str, str, str]], room: int | None) -> st
 def _hangs(text: str, columns: int) -> bool:
     """Tell whether so many columns hold the text: its words are whole, and its lines not too short."""
     whole = _COMMAND.sub(lambda match: match[0].replace(" ", HELD), text)
-    return width(text) <= columns or max([2 * LEAST, *map(width, whole.split())]) <= columns
+    return width(text) <= columns or max([LEAST, *map(width, whole.split())]) <= columns
 
 
 def hung(text: str, room: int | None, indent: int) -> str:
@@ -164,13 +165,12 @@ def below(text: str, room: int | None) -> str:
 
 
 def prose(text: str, room: int | None) -> str:
-    """Write lines for people, wrapped to the room; what is wrapped is indented as its line is."""
-    lines = [printable(line) for line in text.splitlines()]
-    indents = [len(line) - len(line.lstrip()) for line in lines]
-    return "".join(
-        f"{'':{indent}}{hung(line.lstrip(), room, indent)}\n"
-        for indent, line in zip(indents, lines, strict=True)
-    )
+    """Write lines for people, wrapped to the room; what is wrapped hangs below the first word of its line."""
+    written = ""
+    for line in map(printable, text.splitlines()):
+        indent = len(line) - len(_MARKER.sub("", line))
+        written += line[:indent] + hung(line[indent:], room, indent) + "\n"
+    return written
 
 
 def pad(text: str, columns: int) -> str:

@@ -50,11 +50,12 @@ def help_(out: Output, topic: str | None) -> None:  # noqa: ARG001 (each command
 
     TOPIC may also be a command, whose own help it shows.
     """
+    from genctl.cli import genctl
     from genctl.cli.formats import prose
     from genctl.cli.pages import page
     from genctl.domain.model import GenctlError, meant
 
-    found = topics()
+    found, root = topics(), click.get_current_context().find_root()
     if topic is None:
         lines = [
             f"{name}: {text.removeprefix('# ').partition(chr(10))[0]}" for name, text in sorted(found.items())
@@ -62,15 +63,8 @@ def help_(out: Output, topic: str | None) -> None:  # noqa: ARG001 (each command
         write(prose("\n".join(lines), terminal.room()))
     elif topic in found:
         write(page(found[topic], terminal.room()))
-    elif command := _help_of(topic):
-        write(command)
+    elif command := genctl.get_command(root, topic):
+        write(f"{command.context_class(command, root, info_name=topic).get_help()}\n")
     else:
-        told = f"there is no page {topic!r}{meant(topic, found)}"
+        told = f"there is no page {topic!r}{meant(topic, [*found, *genctl.list_commands(root)])}"
         raise GenctlError("NoTopic", told, "genctl help", exit_code=4)
-
-
-def _help_of(name: str) -> str | None:
-    """Return the help of a command; None when there is none of that name."""
-    root = click.get_current_context().find_root()
-    command = root.command.get_command(root, name) if isinstance(root.command, click.Group) else None
-    return f"{command.context_class(command, root, info_name=name).get_help()}\n" if command else None

@@ -211,37 +211,38 @@ class Output:
 
         return self.run(asked(), follow=follow)
 
-    def target(self, *, queue: bool = False, tool: str | None = None) -> None:
+    def target(self, *, queue: bool = False, tool: str | None = None, direct: bool = False) -> None:
         """Name on stderr what the command will change: the database, and with `queue` the tool's queue.
 
-        Raises GenctlError (exit 3) when the embedded stack never ran.
+        A `direct` command goes past a pooler. Raises GenctlError (exit 3) when the embedded stack never ran.
         """
-        from genctl.base import dsn
-
-        host, name = dsn.place(self.settings.dsn())
+        host, name = self._place(direct=direct)
         queue_name = self.settings.queue_of(tool or self.settings.tool)
         where = f"database {host}/{name}" + (f", queue {queue_name}" if queue else "")
         terminal.note(f"target: {where}" + (" (embedded stack)" if self.settings.embedded else ""))
 
-    def asks(self, yes: str | None, *, queue: bool = False) -> None:
+    def _place(self, *, direct: bool) -> tuple[str, str]:
+        from genctl.base import dsn
+
+        return dsn.place(self.settings.direct_dsn() if direct else self.settings.dsn())
+
+    def asks(self, yes: str | None, *, queue: bool = False, direct: bool = False) -> None:
         """Name the target, and raise GenctlError (exit 2) now when confirm() would have nobody to ask."""
-        self.target(queue=queue)
+        self.target(queue=queue, direct=direct)
         if yes is not None or not terminal.can_ask():
-            self.confirm("", yes)
+            self.confirm("", yes, direct=direct)
 
     def asking(self, yes: str | None) -> Callable[[str], None] | None:
         """Return what asks a question as confirm() does; None where `--yes` has answered all of them."""
         return None if yes is not None else lambda question: self.confirm(question, yes)
 
-    def confirm(self, question: str, yes: str | None) -> None:
+    def confirm(self, question: str, yes: str | None, *, direct: bool = False) -> None:
         """Go on only when `--yes` or a person says so; `yes` is the value of the option of that name.
 
         With GENCTL_PROTECTED on, the answer is the database's name. Raises GenctlError: exit 2 where we
         can ask nobody or the name is another, exit 1 when the answer is no.
         """
-        from genctl.base import dsn
-
-        _, name = dsn.place(self.settings.dsn())
+        _, name = self._place(direct=direct)
         terminal.confirm(question, yes, name, protected=self.settings.protected)
 
 

@@ -2,15 +2,13 @@
 
 import re
 
-from genctl.base.printable import printable
-from genctl.cli.formats import below, hung, prose, width
+from genctl.cli.formats import below, prose, width
 
 READABLE = 100  # columns of a line of prose at most
-_PART = re.compile(r"(^ *```[\s\S]*?^ *```$\n?|(?:^\|.*$\n?)+)", re.MULTILINE)  # code, or a table
-_IN_PARAGRAPH = re.compile(
-    r"(?<=\S)\n *(?=\S)(?!#+ |> |[-*] |\d+\. )"
-)  # a line's end where a paragraph goes on
-_MARKER = re.compile(r"^ *(?:[-*] |\d+\. )?")  # of an item of a list
+_CODE = r"^ *```[\s\S]*?^ *```$\n?"
+_ALIGNED = r"^\|.*\n\|[-:| ]+$\n?(?:^\|.*$\n?)*"  # a table
+_PART = re.compile(f"({_CODE}|{_ALIGNED})", re.MULTILINE)
+_IN_PARAGRAPH = re.compile(r"(?<=\S)\n *(?=\S)(?!#+ |> |[-*] |\d+\. )")  # where a paragraph goes on
 _BETWEEN = re.compile(r"(?<!\\)\|")  # two cells
 
 
@@ -22,16 +20,9 @@ def page(markdown: str, room: int | None) -> str:
 
 
 def _laid_out(part: str, room: int) -> str:
-    if part.lstrip().startswith("```"):
-        return part
-    if part.startswith("|"):
-        return _table(part, room)
-    text = ""
-    for line in map(printable, _IN_PARAGRAPH.sub(" ", part).splitlines()):
-        said = _MARKER.sub("", line)
-        indent = len(line) - len(said)
-        text += line[:indent] + hung(said, room, indent) + "\n"
-    return text
+    if not _PART.fullmatch(part):
+        return prose(_IN_PARAGRAPH.sub(" ", part), room)
+    return _table(part, room) if part.startswith("|") else part
 
 
 def _table(part: str, room: int) -> str:

@@ -1,8 +1,8 @@
 """`genctl demo`, `up`, `serve`, `worker`, `sweep`, `pause` and `resume`."""
 
 import sys
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from genctl.domain.model import Gate
     from genctl.edges.db import Database
     from genctl.sweep import SweepPass
+
+T = TypeVar("T")
 
 SWEPT = ("action", "sessionId", "userId", "run", "code", "why")
 TOTALS = ("action", "code", "sessions", "credits", "why")
@@ -68,7 +70,7 @@ def up(out: Output, *, user: str) -> None:
     async def run() -> None:
         async with Stack(out.settings, note=terminal.note) as stack:
             settings = stack.settings
-            terminal.note(f"the API is at {settings.api_url}; Ctrl-C stops everything")
+            terminal.note(f"the API is at {stack.addresses['api_url']}; Ctrl-C stops everything")
             write(f"Sign in: {Tokens(settings.secret).sign_in_url(settings.page_url, user)}\n")
             sys.stdout.flush()
             await stack.watch()
@@ -213,24 +215,21 @@ def sweep(out: Output, *, dry_run: bool, totals: bool, every: float | None) -> N
     settings = out.settings
     log.configure(settings.log, settings.log_level)
     net.check_timeout(settings)
-    if totals:
-        out.emit(out.run(net.totals(settings)), columns=TOTALS, empty="nothing to do")
-        return
     if not dry_run:
         out.target(queue=True)
 
-    async def once() -> net.SweepPass:
+    async def over(do: Callable[[Pipeline], Awaitable[T]]) -> T:
         async with Pipeline.open(settings, calls=False, reached=False) as pipeline:
-            return await net.sweep(pipeline, settings, dry_run=dry_run)
+            return await do(pipeline)
 
-    async def again_and_again(every_s: float) -> None:
-        async with Pipeline.open(settings, calls=False, reached=False) as pipeline:
-            await net.sweep_every(pipeline, settings, every_s)
-
-    if every:
-        out.serve(again_and_again(every))
-        return
-    _show_swept(out, out.run(once()), dry_run=dry_run)
+    if totals:
+        counted = out.run(over(lambda pipeline: net.totals(pipeline, settings)))
+        out.emit(counted, columns=TOTALS, empty="nothing to do")
+    elif every:
+        out.serve(over(lambda pipeline: net.sweep_every(pipeline, settings, every)))
+    else:
+        swept = out.run(over(lambda pipeline: net.sweep(pipeline, settings, dry_run=dry_run)))
+        _show_swept(out, swept, dry_run=dry_run)
 
 
 def _show_swept(out: Output, swept: "SweepPass", *, dry_run: bool) -> None:

@@ -242,7 +242,7 @@ def _indented(shown: Any, more: int, room: int | None, most: int = MOST_SHOWN) -
 
     if shown is None:
         return ""
-    if isinstance(shown, list) and shown and all(isinstance(row, dict) for row in shown):
+    if isinstance(shown, list) and shown and all(isinstance(row, dict) and row for row in shown):
         columns = dict.fromkeys(name for row in shown for name in row)
         text = tables.table(shown, list(columns), room - len(INDENT) if room else None)
     else:

@@ -109,8 +109,10 @@ def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> N
                     out.emit(tracing.traced(look.session, look.hops) | {"dlq": None})
                 raise
         events, copy = await tracing.events_of(db, session.id), None
+        tool = tracing.tool_of(out.settings, session)
+        flag = f" --tool {tool}" if tool != out.settings.tool or out.settings.is_flag("tool") else ""
         try:
-            copy = await tracing.copy_of(out.settings, events)
+            copy = await tracing.copy_of(out.settings, tool, events)
         except GenctlError as error:  # the timeline itself is from the database
             terminal.note(f"cannot look into the DLQ: {error.message}")
         timeline = hops(events)
@@ -120,10 +122,10 @@ def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> N
                 told,
                 rows=map(show, timeline),
                 columns=tuple(TIMELINE) if out.form == "table" else (),
-                answer=tracing.summary(told),
+                answer=tracing.summary(told, flag),
             )
         elif out.form == "table":
-            write(prose(tracing.summary(told), terminal.room()))
+            write(prose(tracing.summary(told, flag), terminal.room()))
 
     out.ask(run, follow=follow)
 

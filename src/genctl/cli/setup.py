@@ -124,7 +124,7 @@ def up(out: Output) -> None:
     """Apply the pending migrations. Any number of these commands may run at once: they take turns."""
     from genctl.edges import migrate as runner
 
-    out.target()
+    out.target(direct=True)
     applied = out.run(runner.up(out.settings.direct_dsn(), terminal.note))
     rows = [{"name": name, "state": "applied"} for name in applied]
     out.emit(rows, empty="nothing to apply: the database is up to date")
@@ -147,12 +147,12 @@ def down(out: Output, *, to: str | None, dry_run: bool, yes: str | None) -> None
 
     dsn = out.settings.direct_dsn()
     if not dry_run:
-        out.asks(yes)
+        out.asks(yes, direct=True)
 
     async def work() -> list[str]:
         names = await runner.undoable(dsn, to)
         if names and not dry_run:
-            out.confirm(f"Undo {', '.join(names)}, and drop what they made?", yes)
+            out.confirm(f"Undo {', '.join(names)}, and drop what they made?", yes, direct=True)
             await runner.down(dsn, names, terminal.note)
         return names
 

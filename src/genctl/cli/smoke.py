@@ -8,11 +8,13 @@ import click
 from genctl.base.printable import printable
 from genctl.cli import terminal
 from genctl.cli.command import DURATION, Command, yes_option
+from genctl.cli.formats import hung
 from genctl.cli.output import Output, write
 
 COLUMNS = ("hop", "ok", "ms", "evidence", "why")
 FILE = click.Path(dir_okay=False, path_type=Path)
 
+WRAPPED = 6  # columns before what goes on in another line
 PUT_AWAY_S = 15.0  # what it has lent to its user goes back, also after a signal
 
 
@@ -52,7 +54,7 @@ def smoke(out: Output, *, user: str | None, timeout: float, junit: Path | None, 
     def show(hop: HopResult) -> None:
         hops.append(hop)
         if out.form == "table":
-            write(printable(hop.line()) + "\n")
+            write(f"  {hung(printable(hop.line()).strip(), terminal.room(), WRAPPED)}\n")
             sys.stdout.flush()
 
     with reported(junit, hops):

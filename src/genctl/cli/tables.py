@@ -31,7 +31,7 @@ WHOLE = frozenset({"code", "name", "setting", "runbook", "step"})  # people type
 LEAVING = (  # what matters least first
     *("category", "bar", "startedAt", "expiresAt", "appliedAt", "reservationId", "version", "callsAMinute"),
     *("rateShare", "reserved", "origin", "ms", "price", "gate", "receivedAt", "attempts", "refunded"),
-    *("credits", "run", "refundedCredits", "took", "tries", "failed", "steps"),
+    *("fewerCalls", "known", "credits", "run", "refundedCredits", "took", "tries", "failed", "steps"),
 )
 
 
@@ -50,11 +50,10 @@ def table(rows: Sequence[Row], columns: Sequence[str], room: int | None) -> str:
             _sheet(number, dict(zip(columns, row, strict=True)), room) for number, row in enumerate(cells, 1)
         )
     head, rule, *lines = _aligned(narrow)
+    beside = zip(*(one.cells for one in narrow), strict=True)
     written = [
         line + "".join(below(text, room) for text in texts if text not in cells)
-        for line, texts, cells in zip(
-            lines, under, zip(*(one.cells for one in narrow), strict=True), strict=True
-        )
+        for line, texts, cells in zip(lines, under, beside, strict=True)
     ]
     if room and len({*written}) < len(rows):
         numbered = [{NUMBER: number} | dict(row) for number, row in enumerate(rows, 1)]
@@ -110,15 +109,14 @@ class _GrowingTable:
         return self._line(cells) + under
 
     def _line(self, cells: Mapping[str, str]) -> str:
-        shown = (pad(cells[name], self.widths[name] + GAP) for name in self.columns if name in self.widths)
-        return "".join(shown).rstrip() + "\n"
+        shown = (pad(cells[name], self.widths[name]) for name in self.columns if name in self.widths)
+        return (" " * GAP).join(shown).rstrip() + "\n"
 
 
 def _usual(name: str, least: int, first: Row) -> str:
-    """Return a text that is as wide as most of a column; of a time the first row's, which may have a day."""
+    """Return a text that is as wide as most of a column; of a time the first row's, which may need no day."""
     if least == MOMENT:
-        text = cell(first.get(name))
-        return text if _MOMENT.fullmatch(text) else f"{datetime.now(UTC):%FT%TZ}"
+        return cell(first.get(name) or "2000-01-01T00:00:00.000Z")
     if least == ID:
         return f"{UUID(int=0)}"
     return "x" * (least or (USUAL_SENTENCE if name in SENTENCES else LEAST_CODE))
@@ -131,9 +129,10 @@ def _in_growing(cells: Sequence[str]) -> list[str]:
 
 
 def _in_table(cells: Sequence[str]) -> list[str]:
-    """Shorten the times and ids of a whole column."""
+    """Shorten the times or ids of a whole column."""
     now = datetime.now(UTC)
-    return shortened_ids([age(text, now) for text in cells])
+    ages = [age(text, now) for text in cells]
+    return ages if ages != [*cells] else shortened_ids(cells)
 
 
 def _sheet(number: int, row: Mapping[str, str], room: int) -> str:
@@ -151,8 +150,8 @@ class _Column:
 
     @classmethod
     def of(cls, name: str, values: Sequence[Any]) -> "_Column":
-        is_number = all(value is None or type(value) in {int, float} for value in values)
-        return cls(name, name, [cell(value) for value in values], is_number)
+        kinds = {type(value) for value in values if value is not None}
+        return cls(name, name, [cell(value) for value in values], bool(kinds) and kinds <= {int, float})
 
     @cached_property
     def width(self) -> int:

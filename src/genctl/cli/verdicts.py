@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 GROUPS = (
     "code", "known", "verdict", "wouldBe", "failures", "firstSeen", "moreCalls", "fewerCalls", "credits",
 )  # fmt: skip
-EACH = ("at", "sessionId", "code", "verdict", "wouldBe", "moreCalls", "credits")
-GROUPS_IN_80 = ("code", "verdict", "wouldBe", "failures", "moreCalls", "firstSeen")
-EACH_IN_80 = {"sessionId": 36, "verdict": 7, "wouldBe": 7, "code": 0}
+EACH = {"at": 24, "sessionId": 36, "verdict": 7, "wouldBe": 7, "moreCalls": 9, "credits": 7, "code": 36}
 
 
 @click.group("verdicts", cls=Group)
@@ -68,13 +66,13 @@ def try_(out: Output, *, given: "Sequence[str]", since: datetime, each: bool) ->
 
     is_table = out.form == "table"
     if each:
-        with out.stream(EACH_IN_80 if is_table else dict.fromkeys(EACH, 0)) as put:
+        with out.stream(EACH) as put:
             found = asked(put)
         (write if is_table else terminal.note)(prose(_sums(found), terminal.room()))
     else:
         found = asked(lambda _: None)
         said = _sums(found) if found["groups"] else f"nothing would have been otherwise\n{_sums(found)}"
-        out.emit(found, rows=found["groups"], columns=GROUPS_IN_80 if is_table else GROUPS, answer=said)
+        out.emit(found, rows=found["groups"], columns=GROUPS, answer=said)
     _tell(found)
 
 

@@ -241,7 +241,7 @@ def _is_leased(row: Session) -> bool:
 
 
 class Tally(msgspec.Struct):
-    """Count what became of letters; `failed`: the redrive could not send their jobs, which are owed."""
+    """Count what became of letters; `failed`: a fault or a signal left them, and the jobs that rows owe."""
 
     redriven: int = 0
     stale: int = 0

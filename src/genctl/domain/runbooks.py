@@ -61,7 +61,8 @@ def with_path(url: str, parts: list[str]) -> str:
     if not parts:
         return url
     if astray := {".", ".."} & {*parts}:
-        raise GenctlError("BadValue", f"{astray.pop()} in a path leads to another one", exit_code=1)
+        told = f"{astray.pop()} in a path leads to another one"
+        raise GenctlError("BadValue", told, "give another value", exit_code=1)
     base = urlsplit(url)
     path = "/".join([base.path.rstrip("/"), *(quote(part, safe="") for part in parts)])
     return base._replace(path=path).geturl()

@@ -287,25 +287,31 @@ class Database:
         waits = object()
         self._waiting[waits] = time.monotonic()
         try:
-            async with asyncio.timeout(within_s), AsyncExitStack() as stack:
-                while _is_cut(conn := await stack.enter_async_context(self._pool.connection())):
-                    await conn.close()
-                    await self._pool.drain()  # the others are as old
-                    await stack.aclose()
+            async with asyncio.timeout(within_s):
+                conn = await self._living()
                 del self._waiting[waits]
-                if task and task.cancelling() > cancelled:
-                    raise asyncio.CancelledError
                 self._in_use += 1
                 try:
+                    if task and task.cancelling() > cancelled:
+                        raise asyncio.CancelledError
                     yield conn
                 finally:
                     self._in_use -= 1
+                    await self._pool.putconn(conn)
         except TimeoutError:
             if waits in self._waiting:
                 raise PoolTimeout(f"no connection within {within_s:.1f} s") from None
             raise
         finally:
             self._waiting.pop(waits, None)
+
+    async def _living(self) -> Connection:
+        """Take a connection of the pool; after a restart or fail-over of the server a new one."""
+        while _is_cut(conn := await self._pool.getconn()):
+            await conn.close()
+            await self._pool.putconn(conn)
+            await self._pool.drain()  # the others are as old
+        return conn
 
     async def rows(self, name: str, **params: Any) -> list[Row]:
         """Run one named statement, committed by itself, and return its rows."""
@@ -410,13 +416,13 @@ class Database:
             except DatabaseGoneError:
                 if time.monotonic() + delay_s > give_up_at:
                     raise
-                await self._pool.drain()  # its idle connections are broken, too
+                await self._pool.drain()  # its idle connections may lead to a standby, or nowhere
             await asyncio.sleep(delay_s * random.random())  # noqa: S311 - jitter is no secret
             delay_s = min(delay_s * 2, MAX_RETRY_S)
 
 
 def _is_cut(conn: Connection) -> bool:
-    """Tell whether the server has closed a connection that nobody used, as a restart or a fail-over does."""
+    """Tell whether the server has closed a connection while nobody used it."""
     poll = select.poll()
     try:
         poll.register(conn.fileno(), select.POLLIN)

@@ -140,7 +140,7 @@ def _said(code: str, text: str, fix: str, kind: type[GenctlError] = GenctlError)
 _gone = _said(
     "DatabaseUnreachable",
     "cannot use PostgreSQL at {at}: {said}",
-    "check that it runs and that DATABASE_URL is right; where that is unset: `genctl up`",
+    "check that it runs, and DATABASE_URL and GENCTL_LISTEN_URL; where they are unset: `genctl up`",
     DatabaseGoneError,
 )
 

@@ -135,10 +135,11 @@ class Sqs:
         """Tell the time by SQS's clock, from its last answer; if ours is wrong, up to a second late."""
         return datetime.now(UTC) + self._ahead
 
-    def _compare_clocks(self, date: str) -> None:
-        """Note how far ahead SQS is. HTTP's Date has whole seconds, rounded down."""
+    def _compare_clocks(self, date: str, asked_at: datetime) -> None:
+        """Note how far ahead SQS is. A Date is rounded down to seconds, and may be as old as the call."""
         with contextlib.suppress(ValueError, TypeError):  # no date, or one without a zone
-            ahead = parsedate_to_datetime(date) - datetime.now(UTC)
+            told, now = parsedate_to_datetime(date), datetime.now(UTC)
+            ahead = told - min(max(told, asked_at), now)
             self._ahead = ahead + TICK if abs(ahead) > 2 * TICK else timedelta()
 
     async def call(self, op: str, shape: type[T], about: str, *, patience_s: float = 0, **body: Any) -> T:
@@ -199,6 +200,7 @@ class Sqs:
 
     async def _post(self, op: str, data: bytes, timeout: aiohttp.ClientTimeout) -> tuple[int, bytes]:
         target = {**self._headers, "X-Amz-Target": f"AmazonSQS.{op}"}
+        asked_at = datetime.now(UTC)
         async with self._http.post(
             self.endpoint,
             data=io.BytesIO(data),
@@ -206,7 +208,7 @@ class Sqs:
             timeout=timeout,
             allow_redirects=False,
         ) as answer:
-            self._compare_clocks(answer.headers.get("Date", ""))
+            self._compare_clocks(answer.headers.get("Date", ""), asked_at)
             return answer.status, await answer.read()
 
     def _read(self, answer: bytes, shape: type[T], about: str) -> T:

@@ -178,7 +178,8 @@ async def run(
         except GenctlError as error:
             raise await many_jobs.stopped(error) from error
         except BaseException:  # a signal
-            note(f"at least {many_jobs.so_far()}; go on: {many_jobs.go_on()}")
+            if key:  # without one the same command would order a second job
+                note(f"at least {many_jobs.so_far()}; go on: {many_jobs.go_on()}")
             raise
         if not (now := await gate.read(db, tool.name)).is_open:
             note(f"{'it waits' if options.count == 1 else 'they wait'}: {now.why_closed}")

@@ -62,6 +62,7 @@ class Import:
             while messages := await self._over.receive(wait_s=1):
                 self._there.update(_said(message, unjoined(message)) for message in messages)
                 advance(len(messages))
+        self._over.tell_unseen(self._errand.note)
         await self._over.show()
 
     async def send(self, path: Path, total: int) -> None:

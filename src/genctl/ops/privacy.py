@@ -22,7 +22,7 @@ from genctl.edges.sqs import Queue, Sqs
 from genctl.ops.bulk import SILENT_S, Errand, recorded
 from genctl.ops.dlq import dead_letter_queue, walk
 from genctl.ops.export import delete
-from genctl.ops.sampling import Survey, sampled
+from genctl.ops.sampling import Survey
 from genctl.ops.sessions import like_prefix
 from genctl.tools.found import Tools
 
@@ -135,8 +135,7 @@ async def _surveyed(dlq: Queue, note: Note) -> AsyncIterator[Survey]:
     """Survey a DLQ, and say how much of it we have seen where that is not all."""
     async with Survey.over(dlq, bounded=True, note=note) as over:
         yield over
-        if over.seen < over.approximate:
-            note(f"{dlq.name}: {sampled(over.seen, over.approximate)}")
+        over.tell_unseen(note)
 
 
 async def _known(db: Database, user: str) -> Row:

@@ -255,7 +255,11 @@ class Redrive:
                 return None
             meant = [letter for _, letter in await chosen(messages, self.pipeline.db, self.options.choice)]
             stuck = self.done.stuck
-            begun = await begin(meant, self.pipeline, self.terms, most=self._left, stuck=stuck)
+            try:
+                begun = await begin(meant, self.pipeline, self.terms, most=self._left, stuck=stuck)
+            except BaseException:  # some may have begun
+                self.done.tally.add(None for _ in meant)
+                raise
             jobs = sum(one.step.runs for one in begun)
             self._left -= jobs
             if self.options.rate:

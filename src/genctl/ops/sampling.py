@@ -85,6 +85,11 @@ class Survey:
             return f"somebody else has received about {many(hidden, 'message')}: run it again in a while"
         return f"SQS showed none of about {many(self.approximate, 'message')}: run it again"
 
+    def tell_unseen(self, note: Note) -> None:
+        """Say how much of the queue we have seen where that is not all."""
+        if self.seen < self.approximate:
+            note(f"{self.queue.name}: {sampled(**self.counts)}")
+
     async def receive(self, limit: int = BATCH, *, wait_s: int = 0) -> list[Message]:
         """Return the next messages, hidden for LOOK_S; an empty list means the end, as far as SQS tells.
 

@@ -15,6 +15,7 @@ from genctl.edges.db import Database
 from genctl.edges.db_errors import DatabaseGoneError, LockedError
 from genctl.edges.sqs import Sqs
 from genctl.ops.sampling import look
+from genctl.tools.found import Tools
 
 POLL_S = 0.3
 COPY_PATIENCE_S = 5.0  # else a sweeper will send the copy, perhaps much later
@@ -79,8 +80,14 @@ async def follow(
         await asyncio.sleep(POLL_S)
 
 
-async def copy_of(settings: Settings, events: Sequence[TraceEvent]) -> dict[str, Any] | None:
-    """Find the newest copy as it is in the DLQ now; None when it is not there.
+def tool_of(settings: Settings, session: Session) -> str:
+    """Name the tool whose DLQ has a session's copy; the setting's where no tool serves its model."""
+    tool = Tools.of(settings).serving(session.model)
+    return tool.name if tool else settings.tool
+
+
+async def copy_of(settings: Settings, tool: str, events: Sequence[TraceEvent]) -> dict[str, Any] | None:
+    """Find the newest copy as it is in the tool's DLQ now; None when it is not there.
 
     Raises GenctlError (exit 3) when the DLQ does not answer, or is too long for the few seconds that we look.
     """
@@ -89,7 +96,8 @@ async def copy_of(settings: Settings, events: Sequence[TraceEvent]) -> dict[str,
         return None
     try:
         async with asyncio.timeout(LOOK_S), await Sqs.connect(settings) as sqs:
-            dlq = await (await sqs.queue(settings.queue)).dead_letter_queue(settings.dlq)
+            queue = await sqs.queue(settings.queue_of(tool))
+            dlq = await queue.dead_letter_queue(settings.dlq_of(tool))
             seen = await look(dlq, enough=lambda message: message.message_id == sent[-1])
     except TimeoutError:
         raise GenctlError(
@@ -115,13 +123,13 @@ def traced(session: Session, found: Sequence[TraceHop]) -> dict[str, Any]:
     }
 
 
-def summary(told: dict[str, Any]) -> str:
-    """Write for people how the session stands, and what took longest."""
+def summary(told: dict[str, Any], flag: str) -> str:
+    """Write for people how the session stands, and what took longest; `flag` names the DLQ's tool."""
     whose = f"session {told['sessionId']} of {told['userId']}: {told['status']} in run {told['run']}"
     slow, copy = told["slowest"], told["dlq"]
     lines = [whose] if told["hops"] else [whose, "its trace is empty or pruned"]
     if slow:
         lines.append(f"longest: {slow['gap']}, {rough(slow['gapMs'] / 1000)}")
     if copy:
-        lines.append(f"its copy is in the DLQ: genctl dlq show {copy['messageId']}")
+        lines.append(f"its copy is in the DLQ: `genctl dlq show {copy['messageId']}{flag}`")
     return "\n".join(lines)

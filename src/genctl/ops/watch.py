@@ -22,7 +22,7 @@ from genctl.edges import http
 from genctl.ops.peer import FIX, Prove
 
 SILENCE_S = 40.0  # heartbeats come every 15 s
-CONNECT_TIMEOUT_S = 10.0
+HEAD_WITHIN_S = 10.0  # from nothing to the head of an answer
 MAX_RETRY_S = 30.0
 LONGEST_ASKED_S = 60.0  # that a server's `retry` makes us wait
 LARGEST_EVENT = 2**20  # characters
@@ -106,14 +106,17 @@ async def _events(address: StreamAddress, reader: EventReader) -> AsyncGenerator
     """Yield one connection's events. It ends with GoneError or GenctlError."""
     url = f"{address.api_url}/api/{address.tool}/events"
     headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": reader.last_id} if reader.last_id else {})
-    timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_S)
+    timeout = aiohttp.ClientTimeout(sock_read=SILENCE_S)
     opened = False
     try:
         async with http.session(url) as client:
             if address.prove:
                 await address.prove(client)
             headers["Authorization"] = f"Bearer {address.token()}"
-            async with client.get(url, headers=headers, timeout=timeout, allow_redirects=False) as response:
+            asked = client.get(url, headers=headers, timeout=timeout, allow_redirects=False)
+            async with asyncio.timeout(HEAD_WITHIN_S):
+                response = await asked
+            async with response:
                 _check(url, response)
                 opened = True
                 async for piece in response.content.iter_any():

@@ -220,12 +220,15 @@ class Api:
     async def list_sessions(self, request: Request, caller: Claims, tool: Tool) -> Response:
         """List the user's sessions, a page, newest first, with the cursor that a stream goes on from."""
         limit = _number(request.query_params.get("limit", str(PAGE_SIZE)))
+        before = request.query_params.get("before")
+        if before is not None and _uuid(before) is None:
+            raise _bad("BadCursor", "before is no session", "take it from `next` of the page before")
         rows = await self.db.rows(
             "page_of_sessions",
             user=caller.user,
             models=tool.like or [pattern for one in self.tools for pattern in one.like],
             among=bool(tool.models),
-            before=_uuid(request.query_params.get("before")),
+            before=_uuid(before),
             limit=limit + 1,
         )
         page = [row for row in rows if row["id"] is not None][:limit]
@@ -251,8 +254,8 @@ class Api:
 
     async def _session(self, request: Request, caller: Claims, tool: Tool) -> Session:
         """Read the session that the path names. Raises GenctlError (exit 4), also for somebody else's."""
-        text = request.path_params["session"]
-        row = await self.db.row("sessions", ids=[_uuid(text)]) if _is_uuid(text) else None
+        named = _uuid(request.path_params["session"])
+        row = await self.db.row("sessions", ids=[named]) if named else None
         session = readable(row) if row and row["user_id"] == caller.user else None
         if session is None or not self.tools.tells(tool, session.model):
             raise GenctlError("SessionNotFound", "there is no such session", exit_code=4)
@@ -296,7 +299,7 @@ class Api:
 
 
 class Events:
-    """Answers `GET …/events`: checks the caller, writes the head, then hands the connection over."""
+    """Answer `GET …/events`: check the caller, write the head, then hand the connection over."""
 
     def __init__(self, api: Api, tool: Tool | None) -> None:
         self.api = api
@@ -413,13 +416,10 @@ def _number(text: str) -> int:
 
 
 def _uuid(text: str | None) -> UUID | None:
-    if text is None or _is_uuid(text):
-        return None if text is None else UUID(text)
-    raise _bad("BadCursor", "before is no session", "take it from `next` of the page before")
-
-
-def _is_uuid(text: str) -> bool:
-    return bool(re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text, re.ASCII | re.IGNORECASE))
+    """Read an id as we write it; UUID takes many other forms."""
+    return (
+        UUID(text) if text and re.fullmatch(r"(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text) else None
+    )
 
 
 def _bad(code: str, message: str, fix: str) -> GenctlError:

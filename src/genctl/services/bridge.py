@@ -320,7 +320,8 @@ class Bridge:
         self._due.update(dict.fromkeys(look.wanting))
         pause_s = random.uniform(*PAUSE_S)  # noqa: S311 - jitter
         self._pause = asyncio.get_running_loop().call_later(pause_s, self._next)
-        self._lost(error.message)
+        self._trouble = error.message  # we may hear all the same
+        self._judge()
 
 
 def readable(row: Row) -> Session | None:

@@ -16,16 +16,12 @@ def listening(who: str, host: str, port: int, *, cure: str = "try again") -> soc
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         both = family is socket.AF_INET6 and socket.has_dualstack_ipv6()
-        sock = socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=both)
-    except UnicodeError:  # of a name that is too long to be one
-        reason = "it is no host"
-    except OSError as why:
-        number = why.errno or 0  # below zero it is one of getaddrinfo
-        reason = os.strerror(number) if number > 0 else why.strerror or "there is no such host"
-    else:
-        return sock
-    told = f"{who}: cannot listen on {host}:{port}: {reason}"
-    raise GenctlError("CannotListen", told, cure)
+        return socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=both)
+    except (OSError, UnicodeError) as why:  # UnicodeError: no name can be so long
+        number = getattr(why, "errno", None) or 0  # below zero of getaddrinfo
+        reason = os.strerror(number) if number > 0 else getattr(why, "strerror", "there is no such host")
+        told = f"{who}: cannot listen on {_bracketed(host)}:{port}: {reason}"
+        raise GenctlError("CannotListen", told, cure) from None
 
 
 def _handed(port: int) -> socket.socket | None:
@@ -43,4 +39,8 @@ def _handed(port: int) -> socket.socket | None:
 def url_of(sock: socket.socket) -> str:
     """Return the URL at which it listens."""
     host, port = sock.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"http://{_bracketed(host)}:{port}"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

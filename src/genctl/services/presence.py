@@ -9,7 +9,7 @@ import structlog
 
 from genctl import __version__
 from genctl.base.settings import Settings
-from genctl.domain.model import GenctlError
+from genctl.domain.model import GenctlError, rough
 from genctl.domain.workers import Waits, waits_of
 from genctl.edges.db import Database
 from genctl.services.gatekeeper import Gatekeeper
@@ -19,6 +19,7 @@ from genctl.services.turns import Turns
 
 NOTE_S = 10.0  # the row is written so often
 TELL_S = 10.0  # while jobs wait for something, we say so
+QUIET_S = 5.0  # without an answer SQS is what we wait for; a long poll takes 2 s
 LEAVE_S = 3.0
 
 log = structlog.stdlib.get_logger()
@@ -101,6 +102,8 @@ class Presence:
             return Waits("gate", self._gatekeeper.gate.why_closed)
         if met := self._liveness.trouble:
             return waits_of(self._liveness.code, met)
+        if (silent_s := self._liveness.silent_s) > QUIET_S:
+            return Waits("sqs", f"SQS has answered no receive for {rough(silent_s)}")
         if self._turns.pace and self._turns.keeps_back and (unsent or not jobs):
             word, why = self._turns.why()
             return Waits(word, why)

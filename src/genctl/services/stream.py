@@ -40,21 +40,11 @@ class OpenStream(asyncio.Protocol):
 
     __slots__ = (
         "_beat_at", "_chunked", "_ends_at", "_feeder", "_is_open", "_last_id", "_left", "_opened_on",
-        "_pieces", "_size", "_told_fresh", "due_at", "is_over", "last", "ready", "release", "stuck_at",
+        "_pieces", "_size", "_told_fresh", "due_at", "is_over", "last", "ready", "stuck_at",
         "token", "tool", "transport", "user",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        feeder: Feeder,
-        token: Claims,
-        tool: Tool,
-        last: int | None,
-        *,
-        chunked: bool,
-        left: Callable[["OpenStream"], None],
-    ) -> None:
-        """Write it in chunks or not; call `left` once its connection is gone."""
+    def __init__(self, feeder: Feeder, token: Claims, tool: Tool, last: int | None, *, chunked: bool) -> None:
         self.user = token.user
         self.token = token
         self.tool = tool
@@ -66,7 +56,6 @@ class OpenStream(asyncio.Protocol):
         now, self._opened_on = time.monotonic(), time.time()
         self.stuck_at = 0.0  # since then the client takes nothing; 0: it does
         self._feeder = feeder
-        self._left = left
         self._chunked = chunked
         self._is_open = True
         self._last_id: str | None = None  # the last one written
@@ -75,12 +64,14 @@ class OpenStream(asyncio.Protocol):
         self._ends_at = now + min(token.expires_at - self._opened_on, random.uniform(*MAX_AGE_S))  # noqa: S311 - jitter
         self.due_at = min(self._beat_at, self._ends_at)  # its next turn
 
-    def begin(self, transport: asyncio.Transport, release: Callable[[], None], *, reset: bool) -> None:
-        """Take over the connection, and call `release` once it has ended.
+    def begin(
+        self, transport: asyncio.Transport, left: Callable[["OpenStream"], None], *, reset: bool
+    ) -> None:
+        """Take over the connection, and call `left` once it has ended.
 
         Write something at once, so that proxies let it through and the browser knows when to come back.
         """
-        self.transport, self.release = transport, release
+        self.transport, self._left = transport, left
         first = sse.retry(random.randint(*RETRY_MS))  # noqa: S311 - jitter
         if reset:
             first += sse.event("reset", {"reason": "this event id is not known"})

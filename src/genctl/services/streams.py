@@ -9,6 +9,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 
 import structlog
 
@@ -56,14 +57,15 @@ class Streams:
         `cursor` is what the client brings. When a user has too many streams, the oldest ends.
         """
         last = self.bridge.cursors.read(token.user, cursor) if cursor else None
-        stream = OpenStream(self.bridge, token, tool, last, chunked=chunked, left=self.left)
+        stream = OpenStream(self.bridge, token, tool, last, chunked=chunked)
         if (handed := connection.hand_over(stream)) is None:
             return
         while len(others := self.bridge.feeds.of.get(token.user, [])) >= self.per_user:
             self._replace(others[0])
         self._open.add(stream)
         self.metrics.streams.inc()
-        stream.begin(*handed, reset=bool(cursor) and last is None)
+        transport, release = handed
+        stream.begin(transport, partial(self._left, release), reset=bool(cursor) and last is None)
         if self._stopping:
             stream.end(_BYE)
         else:
@@ -80,12 +82,12 @@ class Streams:
         retry = sse.retry(random.randint(*REPLACED_RETRY_MS))  # noqa: S311 - jitter
         oldest.end(retry + _REPLACED)
 
-    def left(self, stream: OpenStream) -> None:
+    def _left(self, release: Callable[[], None], stream: OpenStream) -> None:
         """Forget a stream whose connection is gone."""
         if stream not in self._open:  # we have cut it, and now its connection is lost
             return
         self._open.remove(stream)
-        stream.release()
+        release()
         self.metrics.streams.dec()
         self.bridge.leave(stream)
 

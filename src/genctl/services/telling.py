@@ -4,6 +4,7 @@ This takes 5 MB for a web server, so whoever has no port does not import it.
 """
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -43,7 +44,7 @@ async def telling(
     limits = ConnectionLimits(total=MOST_SCRAPERS, of_address=MOST_SCRAPERS // 2, kept=0)
     connections = Connections(limits, Front(None))
     server = HttpServer(app, connections)
-    everywhere = "0.0.0.0"  # noqa: S104 - as scrapers need
+    everywhere = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 - as scrapers need
     with listening("metrics", everywhere, port, cure="genctl worker --metrics-port 0") as sock:
         serving = asyncio.create_task(server.serve([sock]))
         watching = asyncio.create_task(connections.watch())

@@ -84,7 +84,8 @@ def arguments(words: list[str | int], values: Values) -> list[str]:
     found = [as_word(fill(word, values)) for word in words]
     for word, given in zip(words, found, strict=True):
         if given.startswith("-") and str(word) != given:
-            raise GenctlError("BadValue", f"{word} begins with -: it would be read as an option", exit_code=1)
+            told = f"{word} begins with -: it would be read as an option"
+            raise GenctlError("BadValue", told, "give another value", exit_code=1)
     return found
 
 

@@ -189,9 +189,14 @@ def worker(stack: Stack) -> Child:
 
 
 def api(stack: Stack) -> Child:
-    """Make the API with streams and page; the page may show the simulator's images."""
-    port, images = urlsplit(stack.settings.api_url).port or 80, ",".join(stack.settings.image_hosts)
-    images = images or f"{HOST}:{stack.port('simulator_url')}"
+    """Make the API with streams and page; the page may show the simulator's images.
+
+    An address of our own that a person has named is where it must listen; another one may be a proxy's.
+    """
+    named = urlsplit(stack.settings.api_url)
+    is_own = named.scheme == "http" and named.hostname in {HOST, "localhost"}
+    port = (named.port or 80) if is_own else stack.port("api_url")
+    images = ",".join(stack.settings.image_hosts) or f"{HOST}:{stack.port('simulator_url')}"
     words = ("genctl", "serve", "--host", HOST, "--port", str(port))
     ready = lambda: answers(port, "/readyz", 200)  # noqa: E731
     return _python(stack, "api", *words, ready=ready, GENCTL_IMAGE_HOSTS=images)
