@@ -69,7 +69,7 @@ async def movement(
             lock_s = max(BRIEFLY_S, left_s()) if is_one else BRIEFLY_S
             moved, locked = await _moved(db, ordered, steps, opening, patience_s, lock_s, whole=True)
             if not locked:
-                line.moved_at = time.monotonic()
+                line.moved()
                 return moved
             await _wait_for(db, locked[0], left_s)
 

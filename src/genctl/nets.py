@@ -339,10 +339,8 @@ class Nets:
             return True
         await self._pipeline.reach()
         sessions = [swept.session for swept in owed if isinstance(swept.session, Session)]
-        fates = {
-            one.id: fate
-            for one, fate in zip(sessions, await apart(self._take, waits=False)(sessions), strict=True)
-        }
+        takes = await apart(self._take, waits=False)(sessions)
+        fates = {one.id: fate for one, fate in zip(sessions, takes, strict=True)}
         taken = {id_: fate for id_, fate in fates.items() if isinstance(fate, datetime)}
         unsent = await send([session for session in sessions if session.id in taken]) if taken else {}
         refused = [fate for fate in fates.values() if isinstance(fate, GenctlError)]

@@ -81,7 +81,7 @@ def exhausted(session: Session, limits: Limits) -> str | None:
 def dead_lease_code(session: Session, limits: Limits) -> str | None:
     """Return the code with which to end a run whose worker fell silent, or None: back to the queue."""
     is_spent = session.attempts >= limits.attempts or session.unknowns >= limits.unknowns
-    is_adopted = session.lease_until is None  # it was processing then
+    is_adopted = session.lease_until is None  # it was processing when the database was adopted
     return "WorkerCrashed" if is_spent or is_adopted else None
 
 

@@ -212,6 +212,10 @@ class LockLine:
         self.turn = asyncio.Lock()
         self.moved_at = -math.inf
 
+    def moved(self) -> None:
+        """Note that one of them has the lock."""
+        self.moved_at = time.monotonic()
+
 
 class Database:
     """Run named statements over a pool of connections; open one by `async with Database.open(dsn)`."""
