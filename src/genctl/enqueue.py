@@ -112,7 +112,7 @@ async def send_jobs(sessions: Sequence[Session], *, db: Database, queue: Queue, 
         return [None for _ in some]
 
     if sent := [session for session in sessions if session.id not in owed]:
-        marked = zip(sent, await apart(mark)(sent), strict=True)
+        marked = zip(sent, await apart(mark, waits=False)(sent), strict=True)
         owed |= {session.id: error.message for session, error in marked if isinstance(error, GenctlError)}
     return owed
 

@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from genctl import credits, gate
-from genctl.base.batch import all_of
+from genctl.base.batch import Together, all_of
 from genctl.base.settings import Settings
 from genctl.domain import decide
 from genctl.domain.model import GenctlError, LeaseLostError, Session, Status, rough
@@ -63,6 +63,11 @@ class Swept(msgspec.Struct, frozen=True):
     why: str
     code: str | None = None  # of `fail`
 
+    @property
+    def account(self) -> str:
+        """Name the user whose account it needs; what goes back to the queue needs nobody's."""
+        return self.session.user_id if self.session and self.action != "requeue" else f"none of {id(self)}"
+
     def item(self) -> dict[str, Any]:
         """Write it as `sweep` prints it."""
         session = self.session
@@ -72,7 +77,7 @@ class Swept(msgspec.Struct, frozen=True):
         return {"action": self.action, **whose, "code": self.code, "why": self.why}
 
 
-Turns = WeakValueDictionary[str, asyncio.Lock]  # by user
+Turns = WeakValueDictionary[str, asyncio.Lock]  # by account
 Net = Callable[["Cast"], Awaitable[bool]]
 
 
@@ -90,7 +95,7 @@ class Cast:
         self.failed: list[GenctlError] = []
         self.is_cut = False  # it has left something for the next
         self.tried: set[UUID] = set()  # sessions
-        self._locked: set[str] = set()  # users
+        self._locked: set[str] = set()  # accounts
         self._give_up_at = time.monotonic() + PASS_S
 
     @property
@@ -112,31 +117,31 @@ class Cast:
     async def each(
         self, found: Iterable[Swept], do: Callable[[Swept], Awaitable[bool]], *, at_once: int
     ) -> None:
-        """Carry each out, those of one user (of other nets, too) one by one: they need the same account.
+        """Carry each out, those that need the same account (for other nets, too) one by one.
 
         `do` tells whether we did it: a worker or another sweeper may have been faster. Passes over what
-        another transaction has locked, and from then on over all of that user.
+        another transaction has locked, and from then on over all that need that account.
         """
-        of_users: dict[str, list[Swept]] = {}
+        needing: dict[str, list[Swept]] = {}
         for swept in found:
-            of_users.setdefault(swept.session.user_id if swept.session else "", []).append(swept)
+            needing.setdefault(swept.account, []).append(swept)
         hands = asyncio.Semaphore(at_once)
 
-        async def of_one(user: str) -> None:
-            turn = self._turns.setdefault(user, asyncio.Lock())
-            for swept in of_users[user]:
+        async def of_one(account: str) -> None:
+            turn = self._turns.setdefault(account, asyncio.Lock())
+            for swept in needing[account]:
                 async with turn, hands:
-                    if user not in self._locked:
-                        await self._carry_out(swept, do, user)
+                    if account not in self._locked:
+                        await self._carry_out(swept, do)
 
-        await all_of(map(of_one, of_users))
+        await all_of(map(of_one, needing))
 
-    async def _carry_out(self, swept: Swept, do: Callable[[Swept], Awaitable[bool]], user: str) -> None:
+    async def _carry_out(self, swept: Swept, do: Callable[[Swept], Awaitable[bool]]) -> None:
         try:
             if self.dry_run or await do(swept):
                 self.did(swept)
         except LockedError as error:
-            self._locked.add(user)
+            self._locked.add(swept.account)
             log.info("sweep.passed_over", **swept.item(), error=error.message)
         except GenctlError as error:
             self.failed_at(error, swept)
@@ -149,6 +154,7 @@ class Nets:
         self._settings = settings
         self._turns = Turns()
         self._hands = asyncio.Semaphore(HANDS)
+        self._back = Together(apart(self._requeue, waits=False))
         self._ended: set[UUID] = set()  # runs that we have failed, and whose copies we send at once
         self._next_block = random.getrandbits(31)  # of the patrol: workers begin at different ones
         ours: dict[str, Any] = {"models": pipeline.tool.like, "others": pipeline.others}
@@ -179,14 +185,7 @@ class Nets:
             return False  # also one through which this look has waited
         limits, held = self._pipeline.limits, self._pipeline.runs
         found = [_dead(session, limits) for session in dead if session.id not in held]
-        back = [swept for swept in found if swept.action == "requeue"]
-        fates = [True] * len(back) if cast.dry_run or not back else await apart(self._requeue)(back)
-        for swept, fate in zip(back, fates, strict=True):
-            if isinstance(fate, GenctlError):
-                cast.failed_at(fate, swept)
-            elif fate:
-                cast.did(swept)
-        await cast.each((swept for swept in found if swept.action == "fail"), self._fail, at_once=BATCH)
+        await cast.each(found, self._end, at_once=BATCH)
         return full
 
     async def overdue(self, cast: Cast) -> bool:
@@ -196,7 +195,7 @@ class Nets:
         late, full = await self._find(cast, "overdue", **self._late)
         why = "it waited longer than the queued time-out"
         found = [Swept("fail", session, why, "SweptTimeout") for session in late]
-        await cast.each(found, self._fail, at_once=BATCH)
+        await cast.each(found, self._end, at_once=BATCH)
         return full
 
     async def holds(self, cast: Cast) -> bool:
@@ -248,20 +247,21 @@ class Nets:
         cast.tried |= {row["id"] for row in rows}
         return readable(rows), len(rows) == BATCH
 
-    async def _requeue(self, dead: list[Swept]) -> list[bool | Exception]:
-        """Send runs back to the queue: they need no account. Tell of each whether it was still dead."""
-        sessions = [swept.session for swept in dead if isinstance(swept.session, Session)]
-        items = [{"session_id": one.id, "lease": one.lease, "worker": one.claimed_by} for one in sessions]
+    async def _requeue(self, dead: list[Session]) -> list[bool | Exception]:
+        """Send runs back to the queue; tell of each whether it was still dead."""
+        items = [{"session_id": one.id, "lease": one.lease, "worker": one.claimed_by} for one in dead]
         back = {row["id"] for row in await self._db.rows("requeue_dead", items=as_json(items))}
         for _ in back:
             self._pipeline.meters.count("orphaned")
-        return [session.id in back for session in sessions]
+        return [session.id in back for session in dead]
 
-    async def _fail(self, swept: Swept) -> bool:
-        """Claim a run and settle it as failed without a call."""
+    async def _end(self, swept: Swept) -> bool:
+        """Send a run back to the queue, or claim it and settle it as failed without a call."""
         session = swept.session
-        if session is None:
+        if not isinstance(session, Session):
             return False
+        if swept.action == "requeue":
+            return await self._back(session)
         claimed = await self._pipeline.claim(session.id, session.run, lapsed=True)
         if claimed is None:
             return False
@@ -339,7 +339,8 @@ class Nets:
             return True
         await self._pipeline.reach()
         sessions = [swept.session for swept in owed if isinstance(swept.session, Session)]
-        fates = {one.id: fate for one, fate in zip(sessions, await apart(self._take)(sessions), strict=True)}
+        takes = await apart(self._take, waits=False)(sessions)
+        fates = {one.id: fate for one, fate in zip(sessions, takes, strict=True)}
         taken = {id_: fate for id_, fate in fates.items() if isinstance(fate, datetime)}
         unsent = await send([session for session in sessions if session.id in taken]) if taken else {}
         refused = [fate for fate in fates.values() if isinstance(fate, GenctlError)]

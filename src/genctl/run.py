@@ -165,7 +165,7 @@ class Runs:
         self._held: dict[UUID, Hold] = {}
         self._alone = asyncio.Semaphore(ALONE_LANES)
         self.read = Together(self._read)
-        self.claim = Together(apart(self._claim))
+        self.claim = Together(apart(self._claim, waits=False))
         self.retry = Together(apart(self._retry, slow=False))
         self.settle = Together(apart(self._settle, slow=False))
         self.mark = Together(apart(self._mark))
@@ -212,7 +212,7 @@ class Runs:
         them. Raises GenctlError if none is lost and the database did not answer for one of them.
         """
         holds = list(holds)
-        fates = await apart(self._extend)(holds)
+        fates = await apart(self._extend, waits=False)(holds)
         lost = [hold for hold, fate in zip(holds, fates, strict=True) if fate is None]
         errors = [fate for fate in fates if isinstance(fate, GenctlError)]
         if errors and not lost:
@@ -263,10 +263,7 @@ class Runs:
             "models": self._models,
             "dead": self.db.back_since_s() > RENEW_S,
         }
-        try:  # it passes over locked rows, and waits only for a lock of the table
-            (rows,) = await self.db.patiently(("claim", facts), patience_s=CLAIM_PATIENCE_S, lock_s=RENEW_S)
-        except LockedError as error:
-            return [error] * len(claims)
+        (rows,) = await self.db.patiently(("claim", facts), patience_s=CLAIM_PATIENCE_S, lock_s=RENEW_S)
         taken = {row["id"]: row for row in rows}
         return [
             attempted(Session.of, taken.pop(claim.session_id))
@@ -279,11 +276,8 @@ class Runs:
         """Renew the leases; True: renewed, False: another transaction has locked the row, None: lost."""
         now = time.monotonic()
         items = as_json([{"session_id": h.session.id, "lease": h.session.lease} for h in holds])
-        try:
-            facts = {"items": items, "lease_s": LEASE_S}
-            (rows,) = await self.lifeline.transact(("extend", facts), timeout_s=TOGETHER_S)
-        except LockedError as error:  # of the table: it passes over locked rows
-            return [error] * len(holds)
+        facts = {"items": items, "lease_s": LEASE_S}
+        (rows,) = await self.lifeline.transact(("extend", facts), timeout_s=TOGETHER_S)
         found = {(row["id"], row["lease"]): bool(row["renewed"]) for row in rows}
         fates = [found.get((hold.session.id, hold.session.lease)) for hold in holds]
         for hold, is_renewed in zip(holds, fates, strict=True):
@@ -318,20 +312,21 @@ class Runs:
 
 
 def apart(
-    work: Callable[[list[T]], Awaitable[Sequence[A | Exception]]], *, slow: bool = True
+    work: Callable[[list[T]], Awaitable[Sequence[A | Exception]]], *, slow: bool = True, waits: bool = True
 ) -> Callable[[list[T]], Awaitable[Sequence[A | Exception]]]:
     """Make work that halves its items after a refusal, a lock or a time-out, until a bad item stands alone.
 
-    A database that is away is an error for all items; without `slow` a silent one is, too.
+    A database that is away is an error for all items; without `slow` a silent one is, too. So is a lock for
+    work that never `waits` for a row, as that lock is one of the table.
     """
 
     async def tried(items: list[T]) -> Sequence[A | Exception]:
         try:
             return await work(items)
         except GenctlError as error:
-            halve_it = slow and isinstance(error, DatabaseSilentError)
-            away = isinstance(error, DatabaseGoneError) and not halve_it
-            if away or len(items) == 1:
+            is_slow, is_locked = isinstance(error, DatabaseSilentError), isinstance(error, LockedError)
+            away = isinstance(error, DatabaseGoneError) and not (slow and is_slow)
+            if away or (is_locked and not waits) or len(items) == 1:
                 return [error] * len(items)
         half = len(items) // 2
         return [*await tried(items[:half]), *await tried(items[half:])]

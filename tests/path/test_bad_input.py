@@ -105,7 +105,7 @@ async def test_what_sqs_moved_by_itself_is_listed_shown_and_redriven(kit: Kit) -
     await kit.pipeline.queue.send([Outgoing(body) for body in (kit.body(failed), orphan, *strange)])
     await give_up_on_all(kit)
 
-    found = await dlq.look_at(kit.settings, Choice(), lambda *_: nullcontext(lambda _: None))
+    found = await dlq.look_at(kit.settings, Choice(), lambda *_: nullcontext(lambda _: None), pytest.fail)
     listed = [letter.item() for letter in found.letters]
     assert found.counts["seen"] == 3 + len(strange)
     assert {message["code"] for message in listed} == {"Unknown"}
@@ -113,9 +113,9 @@ async def test_what_sqs_moved_by_itself_is_listed_shown_and_redriven(kit: Kit) -
     assert states == {"current": 1, "active": 1, "orphan": 1, "foreign": len(strange)}
     by_state = {message["state"]: message for message in listed}
     for message in by_state.values():
-        shown = await dlq.shown(kit.settings, message["messageId"])
+        shown = await dlq.shown(kit.settings, message["messageId"], pytest.fail)
         assert (shown["messageId"], shown["attributes"]) == (message["messageId"], {})
-    assert (await dlq.shown(kit.settings, str(failed.id)))["body"] == kit.body(failed)
+    assert (await dlq.shown(kit.settings, str(failed.id), pytest.fail))["body"] == kit.body(failed)
 
     async with Redrive.open(kit.settings, RedriveOptions(choice=Choice())) as under_way:
         done = await under_way.run()

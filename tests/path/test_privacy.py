@@ -1,5 +1,6 @@
 """What is stored about a user is handed out whole; erased are the words, everywhere, and nothing that counts."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from tests.path.test_redrive import failed, redriven
 from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError, Session, Status
 from genctl.edges.db import Database, Row, as_json
+from genctl.edges.sqs import Queue
 from genctl.ledger import movement
 from genctl.ops import privacy, sampling
 from genctl.ops.bulk import Errand, history
@@ -198,6 +200,23 @@ async def test_a_session_that_began_and_ended_meanwhile_is_erased_too(
     monkeypatch.setattr(Database, "rows", rows_and_an_order)
     assert (await erased(kit))["sessions"] == 2
     assert [(await kit.row(session)).prompt for session in (first, *later)] == ["", ""]
+
+
+async def test_a_copy_that_sqs_keeps_is_counted_and_left_for_the_next_time(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await failed(kit)
+    notes: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("genctl.edges.sqs.Queue.delete", kept)
+        done = await erased(kit, errand=replace(ERRAND, note=notes.append))
+    assert (done["kept"], "messages" in done) == (1, False)
+    assert notes == ["SQS did not delete 1 message: run it again"]
+    assert (await erased(kit))["messages"] == 1
+
+
+async def kept(_: Queue, receipts: Sequence[str]) -> list[str | None]:
+    return ["InternalError" for _ in receipts]
 
 
 async def test_a_session_that_somebody_has_locked_is_counted_and_left_for_the_next_time(kit: Kit) -> None:

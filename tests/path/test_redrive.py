@@ -115,7 +115,7 @@ async def selects_nothing(kit: Kit, choice: Choice, path: Path) -> None:
     async with Redrive.open(kit.settings, RedriveOptions(choice=choice)) as under_way:
         assert (await under_way.plan()).rows == []
     assert (await redriven(kit, choice)).tally.redriven == 0
-    assert (await look_at(kit.settings, choice, terminal.progress)).letters == []
+    assert (await look_at(kit.settings, choice, terminal.progress, pytest.fail)).letters == []
     again = ASKED.again
     done = await export.export(kit.settings, choice, path, again, terminal.progress)
     assert done["exported"] == 0
@@ -129,7 +129,7 @@ async def test_a_forged_attribute_selects_no_session(kit: Kit, tmp_path: Path) -
     session = await forged(kit)
     for number, choice in enumerate(BY_ATTRIBUTE):
         await selects_nothing(kit, choice, tmp_path / f"{number}.jsonl")
-    (listed,) = (await look_at(kit.settings, Choice(), terminal.progress)).letters
+    (listed,) = (await look_at(kit.settings, Choice(), terminal.progress, pytest.fail)).letters
     assert (listed.item()["code"], listed.failed_as) == ("HTTP503", "InvalidParameter")
     assert listed.item()["category"] == "server"
     assert grouped([listed], "category") == [{"category": "invalid_request", "messages": 1}]
@@ -343,7 +343,7 @@ async def test_batches_at_once_do_not_keep_each_other_from_their_users(kit: Kit)
     )
     await kit.query("create trigger slow after update on generation_sessions execute function slow()")
     done = await redriven(kit)
-    assert (done.tally.redriven, done.tally.skipped, done.locked) == (80, {}, {})
+    assert (done.tally.redriven, done.tally.skipped, done.stuck) == (80, {}, {})
     assert all_told(done)
 
 
@@ -363,7 +363,7 @@ async def test_users_whose_accounts_are_free_do_not_wait_for_those_that_are_lock
     given_up = [line for line in lines if line["event"] == "redrive.locked"]
     assert len(given_up) == 1, "the second batch does not wait for the same users again"
     assert (done.tally.redriven, done.tally.skipped) == (14, {"its user's account is locked": 6})
-    assert set(done.locked) == {"user-0", "user-1", "user-2"}
+    assert set(done.stuck) == {"user-0", "user-1", "user-2"}
     assert all_told(done)
     assert len(await kit.copies()) == 6  # at once: nothing is left hidden
     assert (await redriven(kit)).tally.redriven == 6
@@ -556,12 +556,12 @@ async def test_a_message_is_shown_with_all_that_hangs_on_it(kit: Kit) -> None:
     session = await failed(kit)
     (copy,) = await kit.copies()
     for text in (copy.message_id, copy.message_id[:13], str(session.id), str(session.reservation_id)):
-        found = await shown(kit.settings, text)
+        found = await shown(kit.settings, text, pytest.fail)
         assert found["body"] == kit.body(session)
         assert (found["session"]["status"], found["reservation"]["status"]) == ("failed", "released")
         assert [hop.hop for hop in found["trace"]][-1] == "copied"
     with pytest.raises(GenctlError) as caught:
-        await shown(kit.settings, "nothing")
+        await shown(kit.settings, "nothing", pytest.fail)
     assert caught.value.exit_code == 4
     assert len(await kit.copies()) == 1
 

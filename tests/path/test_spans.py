@@ -3,7 +3,6 @@
 import asyncio
 import json
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,12 +27,12 @@ TRACE = int(ASKED[3:35], 16)
 
 
 @pytest.fixture
-def exported() -> Iterator[InMemorySpanExporter]:
+def exported(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
     """What this process traces."""
     exporter = InMemorySpanExporter()
-    spans.trace_with(OpenTelemetry(SimpleSpanProcessor(exporter)))
-    yield exporter
-    spans.trace_with(None)
+    tracing = OpenTelemetry(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(spans, "tracing", lambda: tracing)
+    return exporter
 
 
 def trace_of(span: ReadableSpan) -> int:
@@ -102,9 +101,9 @@ async def test_a_redrive_and_a_run_without_its_message_go_on_with_the_trace_of_t
 
 
 async def test_a_job_whose_order_nobody_traced_makes_no_trace(
-    exported: InMemorySpanExporter, kit: Kit
+    exported: InMemorySpanExporter, kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spans.trace_with(None)
+    monkeypatch.setattr(spans, "tracing", lambda: None)
     await kit.enqueue()
     await kit.work()
     assert exported.get_finished_spans() == ()

@@ -3,8 +3,11 @@
 import asyncio
 import dataclasses
 import itertools
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 from tests.kit import Kit, QueueServer, locked
 from tests.proxies import pgbouncer
@@ -14,6 +17,7 @@ from genctl.base.settings import Settings
 from genctl.domain import decide
 from genctl.domain.classify import MAX_DELAY_S, ours
 from genctl.domain.model import GenctlError, Status
+from genctl.edges.db import Database, Row
 from genctl.ops.sessions import listed
 from genctl.redrive import letters
 from genctl.sweep import check_timeout, resend_all, sweep
@@ -79,6 +83,28 @@ async def test_runs_of_a_dead_worker_go_back_at_once_though_their_users_account_
         "select count(distinct xmin::text) as transactions from generation_sessions where attempts = 1"
     )
     assert back["transactions"] == 1
+
+
+async def test_a_table_that_is_locked_costs_a_sweeper_one_wait_for_all_runs(
+    kit: Kit, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trying them by halves would take 400 s for a batch, in which the other nets have one connection less."""
+    for session in [await kit.enqueue() for _ in range(3)]:
+        await kit.pipeline.claim(session.id, 1)
+    await kit.query(DEAD)
+    monkeypatch.setattr("genctl.edges.db.LOCK_S", 0.1)
+    tried, rows = Counter[str](), Database.rows
+
+    async def counted(db: Database, name: str, **params: Any) -> list[Row]:
+        tried[name] += 1
+        return await rows(db, name, **params)
+
+    with monkeypatch.context() as patch, psycopg.connect(dsn) as person:
+        patch.setattr(Database, "rows", counted)
+        person.execute("lock table generation_sessions in share mode")
+        assert await kit.sweep() == []
+    assert tried["requeue_dead"] == 1
+    assert [swept.action for swept in await kit.sweep()] == ["requeue"] * 3
 
 
 async def test_a_job_that_waited_too_long_is_failed_but_never_behind_a_closed_gate(kit: Kit) -> None:

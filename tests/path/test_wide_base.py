@@ -119,7 +119,7 @@ async def test_orders_ends_redrives_and_streams_are_as_in_tables_of_our_own(wide
         }  # fmt: skip
         await ear.until(lambda ear: len(ear.told) == 2)
         (copy,) = await wide.copies()
-        told = await shown(wide.settings, copy.message_id)
+        told = await shown(wide.settings, copy.message_id, pytest.fail)
         assert (of(told["session"]), told["reservation"]["status"]) == (("failed", 1, BACK), "released")
 
         await redriven(wide)

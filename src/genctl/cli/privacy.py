@@ -90,4 +90,4 @@ def erase(out: Output, *, user: str, errand: "Errand") -> int:
 
     done = out.run(ops.erase(out.settings, user, errand))
     out.emit(done)
-    return int(not errand.dry_run and done["live"] + done["locked"] > 0)
+    return int(not errand.dry_run and any(done[what] for what in ops.LEFT))

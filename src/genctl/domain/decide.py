@@ -80,10 +80,9 @@ def exhausted(session: Session, limits: Limits) -> str | None:
 
 def dead_lease_code(session: Session, limits: Limits) -> str | None:
     """Return the code with which to end a run whose worker fell silent, or None: back to the queue."""
-    if session.lease_until is None:  # it was processing when the database was adopted
-        return "WorkerCrashed"
-    spent, unknowns = session.attempts >= limits.attempts, session.unknowns + 1
-    return exhausted(msgspec.structs.replace(session, spent=spent, unknowns=unknowns), limits)
+    is_spent = session.attempts >= limits.attempts or session.unknowns >= limits.unknowns
+    is_adopted = session.lease_until is None  # it was processing when the database was adopted
+    return "WorkerCrashed" if is_spent or is_adopted else None
 
 
 def may_retry(session: Session, failure: Failure, limits: Limits) -> bool:

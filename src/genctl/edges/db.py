@@ -350,7 +350,7 @@ class Database:
     ) -> list[list[Row]]:
         watch = watched(self.dsn)
         if lock_s is None:
-            lock_s = deadline.lock_s(LOCK_S) if watch else LOCK_S
+            lock_s = deadline.lock_s(LOCK_S)
         opening: list[Statement] = [("read_committed", {}), ("lock_timeout", {"ms": milliseconds(lock_s)})]
         if watch:
             timeout_s = watch.within_s + 2 * GRACE_S  # the server comes first

@@ -7,6 +7,7 @@ decide: `OTEL_TRACES_EXPORTER`, `OTEL_EXPORTER_OTLP_ENDPOINT` and those beside t
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -21,26 +22,13 @@ log = structlog.stdlib.get_logger()
 Tracing = Any  # an OpenTelemetry of genctl.edges.otel, which we import where somebody wants it
 
 
-class _Switch:
-    """Hold what this process traces with, once somebody has asked."""
-
-    tracing: Tracing | None = None
-    is_set = False
-
-
 _OFF = nullcontext()
 
 
+@cache
 def tracing() -> Tracing | None:
     """Return what this process traces with; None where it does not."""
-    if not _Switch.is_set:
-        trace_with(_wanted(os.environ))
-    return _Switch.tracing
-
-
-def trace_with(tracing: Tracing | None) -> None:
-    """Trace with this from now on, whatever the environment says."""
-    _Switch.tracing, _Switch.is_set = tracing, True
+    return _wanted(os.environ)
 
 
 def span(

@@ -38,7 +38,7 @@ async def dead_letter_queue(sqs: Sqs, queue: str, dlq: str | None) -> Queue:
 
 @asynccontextmanager
 async def opened(
-    settings: Settings, note: Note = lambda _: None, *, bounded: bool = False
+    settings: Settings, note: Note, *, bounded: bool = False
 ) -> AsyncIterator[tuple[Database, Survey]]:
     """Connect to the database, and begin a survey of the DLQ. Raises GenctlError, exit 3."""
     async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
@@ -64,9 +64,7 @@ class Listing(NamedTuple):
     kept: timedelta  # how long SQS keeps messages
 
 
-async def look_at(
-    settings: Settings, choice: Choice, progress: Progress, note: Note = lambda _: None
-) -> Listing:
+async def look_at(settings: Settings, choice: Choice, progress: Progress, note: Note) -> Listing:
     """List what the DLQ holds. Raises GenctlError, exit 3."""
     async with opened(settings, note) as (db, over):
         with progress(over.approximate, "look") as advance:
@@ -77,7 +75,7 @@ async def look_at(
         return Listing(found, over.counts, kept)
 
 
-async def shown(settings: Settings, text: str, note: Note = lambda _: None) -> dict[str, Any]:
+async def shown(settings: Settings, text: str, note: Note) -> dict[str, Any]:
     """Return a message with its session, reservation and trace: the newest that `text` names.
 
     `text` begins its message id, or is an id of its session. Raises GenctlError: exit 4 when it names

@@ -39,8 +39,9 @@ OF_MESSAGE = ("message_id", "sent_at", "body", "attributes")
 STREAMS = {"movement": "movements_of", "refusedValue": "traits_of_user"}  # a record for each row
 KEPT = {"details": DETAILS, "facts": [*FACTS], "nested": [*NESTED], "instead": as_json(SAID)}
 
-# what an erasure did; `live` sessions had not ended, and others were `locked`: it is to be run again for them
-COUNTS = ("sessions", "values", "messages", "commands", "live", "locked")
+# for these it is to be run again: sessions that had not ended, or were locked, and messages that SQS has kept
+LEFT = ("live", "locked", "kept")
+COUNTS = ("sessions", "values", "messages", "commands", *LEFT)
 
 Put = Callable[[Mapping[str, Any]], object]  # takes one record
 
@@ -103,14 +104,15 @@ async def erase(settings: Settings, user: str, errand: Errand) -> dict[str, int]
                 async with _surveyed(dlq, errand.note) as over:
                     await delete(over, db, Choice(user=user), None, lambda _: None, gone)
                 done["messages"] += gone["discarded"]
-                if left := gone["meant"] - gone["discarded"]:
-                    stop(why := f"SQS did not delete {many(left, 'message')} of {dlq.name}")
-                    errand.note(f"{why}: run it again")
+                done["kept"] += gone["meant"] - gone["discarded"]
             pattern = f"%--user {like_prefix(shlex.quote(user) + ' ')}"
             named = {"pattern": pattern, "uuid": UUID_SHAPE, "silent_s": SILENT_S}
             done["commands"] = await _count(db, "erase_bulk_work", user=user, **named)
-            if left := done["live"] + done["locked"]:
-                stop(why := f"{many(left, 'session')} began meanwhile or are locked")
+            left, kept = done["live"] + done["locked"], done["kept"]
+            whys = [f"{many(left, 'session')} began meanwhile or are locked"] * (left > 0)
+            whys += [f"SQS did not delete {many(kept, 'message')}"] * (kept > 0)
+            if whys:
+                stop(why := "; ".join(whys))
                 errand.note(f"{why}: run it again")
     return done
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -122,20 +121,19 @@ class Redriven(msgspec.Struct):
     seen: int = 0
     approximate: int = 0
     stopped: str | None = None
-    locked: Counter[str] = msgspec.field(default_factory=Counter)  # jobs, by users whose accounts are locked
-    stuck: dict[str, str] = {}  # who holds the locks of users
+    stuck: dict[str, str] = {}  # users whose jobs a lock has left in the DLQ, and who holds it
 
     def still_locked(self, again: Callable[..., str]) -> LockedError | None:
         """Make the error about what was locked; `again` writes the command for when the lock is gone."""
         if rows := self.tally.skipped.get(ROW_LOCKED):
             return LockedError(f"{many(rows, 'job')} left in the DLQ: {ROW_LOCKED}", again())
-        if not self.locked:
+        if not (jobs := self.tally.skipped.get(ACCOUNT_LOCKED)):
             return None
-        user = min(self.locked)
-        others = f", and those of {len(self.locked) - 1} others" if len(self.locked) > 1 else ""
-        told = f"{many(self.locked.total(), 'job')} left in the DLQ: the account of user {user}{others}"
+        user = min(self.stuck)
+        others = f", and those of {len(self.stuck) - 1} others" if len(self.stuck) > 1 else ""
+        told = f"{many(jobs, 'job')} left in the DLQ: the account of user {user}{others}"
         told += " is locked by another transaction"
-        return AccountLockedError(user, told, again(), held=self.stuck.get(user, ""))
+        return AccountLockedError(user, told, again(), held=self.stuck[user])
 
 
 class Redrive:
@@ -268,7 +266,6 @@ class Redrive:
 
     def _count(self, fates: Sequence[RedrivenLetter]) -> None:
         self.done.tally.add(None if fate.error else fate.step for fate in fates)
-        self.done.locked.update(fate.letter.user or "" for fate in fates if fate.step.why == ACCOUNT_LOCKED)
         ran = [fate for fate in fates if fate.step.runs]
         if ran and all(fate.error for fate in ran):
             told = f"no job could be sent ({ran[0].error}); they are owed, and the sweeper sends them"
