@@ -178,7 +178,7 @@ def test_an_api_that_is_not_ready_needs_a_person(answer: int, level: str) -> Non
     [
         (Notifying(), OK, "genctl doctor"),
         (Notifying(0.1, 7), OK, "genctl doctor"),
-        (Notifying(0.11, 7), ATTENTION, "psql \"$DATABASE_URL\" -c 'select pg_terminate_backend(7)'"),
+        (Notifying(0.11, 7), ATTENTION, terminate(7)),
         (Notifying(0.5), ATTENTION, "genctl doctor"),
         (Notifying(0.0, 7, 3, 299.0), ATTENTION, "genctl doctor"),
         (Notifying(0.0, 7, 3, 301.0), OK, "genctl doctor"),
