@@ -253,7 +253,11 @@ async def test_one_that_waits_for_another_says_for_whom_and_on_what_that_waits(
     ("lock", "told", "fix"),
     [
         (f"select pg_advisory_lock({migrate.LOCK_KEY})", "backend {} of .* migrates this database", "again"),
-        ("lock table generation_sessions", "did not answer in .*: it waits for pid {} ", "genctl runbook run end-backend .*{}"),
+        (
+            "lock table generation_sessions",
+            "did not answer in .*: it waits for pid {} ",
+            "genctl runbook run end-backend .*{}",
+        ),
     ],
 )
 async def test_one_whose_time_is_over_names_whom_it_waited_for(
