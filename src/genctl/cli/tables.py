@@ -44,10 +44,8 @@ def table(rows: Sequence[Row], columns: Sequence[str], room: int | None) -> str:
     under: list[list[str]] = [[] for _ in rows]
     narrow = _narrowed(shown, _ways(shown, under), room) if room else shown
     if room and _total(narrow) > room:
-        cells = zip(*(one.cells for one in shown), strict=True)
-        return "".join(
-            _sheet(number, dict(zip(columns, row, strict=True)), room) for number, row in enumerate(cells, 1)
-        )
+        cells = ({name: cell(row.get(name)) for name in columns} for row in rows)
+        return "".join(_sheet(number, row, room) for number, row in enumerate(cells, 1))
     head, rule, *lines = _aligned(narrow)
     beside = zip(*(one.cells for one in narrow), strict=True)
     written = [
