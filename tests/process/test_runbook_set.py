@@ -391,11 +391,18 @@ def test_cards_that_stand_still_because_nobody_works_are_not_the_listeners_fault
     assert (states(done)["restart"], done["why"].partition(":")[0]) == ("skipped", "step proof")
 
 
-@incident("end-backend", "its own")
 @incident("end-backend", "a near miss")
+def test_a_process_of_the_server_itself_is_no_backend_to_end(place: Place) -> None:
+    (server,) = place.sql("select pid from pg_stat_activity where backend_type = 'checkpointer'")
+    assert (
+        failing(place, "end-backend", "--var", f"pid={server['pid']}", "--var", "patience=1ms")[0] == "gone"
+    )
+
+
+@incident("end-backend", "its own")
 @incident("end-backend", "a worse one")
 def test_end_backend(place: Place) -> None:
-    """One is frozen and does not end; once it goes on it is gone, and what is gone needs nothing more."""
+    """One is frozen and does not end; once it goes on it is gone, and a second run has nothing to do."""
     with closing(psycopg.connect(place.dsn)) as idle, closing(psycopg.connect(place.dsn)) as other:
         idle.execute("lock table tool_gates")
         pid = idle.info.backend_pid
