@@ -75,9 +75,10 @@ def _serve(listening: socket.socket, folder: Path) -> None:
                 conn, _ = listening.accept()
             except OSError:  # stopped
                 return
-            said = said or json.dumps(_started(started, folder)).encode() + b"\n"
-            with conn, suppress(OSError):  # who asked may be gone
-                conn.sendall(said)
+            with conn:
+                said = said or json.dumps(_started(started, folder)).encode() + b"\n"
+                with suppress(OSError):  # who asked may be gone
+                    conn.sendall(said)
 
 
 def _started(stack: ExitStack, folder: Path) -> tuple[str, int]:
