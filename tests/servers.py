@@ -11,7 +11,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -49,7 +49,8 @@ def offer() -> Callable[[], None]:
     thread.start()
 
     def stop() -> None:
-        listening.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # they did not start, and the thread has told why
+            listening.shutdown(socket.SHUT_RDWR)
         thread.join()
         shutil.rmtree(folder)
 
@@ -76,7 +77,8 @@ def _serve(listening: socket.socket, folder: Path) -> None:
                 return
             with conn:
                 said = said or json.dumps(_started(started, folder)).encode() + b"\n"
-                conn.sendall(said)
+                with suppress(OSError):  # who asked may be gone
+                    conn.sendall(said)
 
 
 def _started(stack: ExitStack, folder: Path) -> tuple[str, int]:

@@ -26,8 +26,9 @@ def offer(tests: Sequence[str]) -> tuple[str, Callable[[], None]]:
         worker = Path(folder.name) / "worker"
         forks.servers[NAME] = forks.listen(listening, folder.name)
         forks.program(worker, NAME, NAME)
-        command = (sys.executable, "-m", NAME, *tests)
-        server = forks.start(listening, *command, env=os.environ, stdout=subprocess.DEVNULL)
+        command = (sys.executable, "-m", NAME, *map(os.path.abspath, tests))
+        env = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
+        server = forks.start(listening, *command, env=env, stdout=subprocess.DEVNULL)
 
     def stop() -> None:
         server.communicate()

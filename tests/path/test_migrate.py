@@ -17,6 +17,7 @@ from tests.kit import WAITING_FOR_A_LOCK, until, until_sync
 
 from genctl.base import assets
 from genctl.domain.model import GenctlError
+from genctl.domain.refusals import terminate
 from genctl.edges import deadline, migrate
 from genctl.ops.stack.layout import find_binaries
 
@@ -241,7 +242,7 @@ async def test_one_that_waits_for_another_says_for_whom_and_on_what_that_waits(
             told = await asyncio.wait_for(said.get(), 20)
             assert f"backend {dead.info.backend_pid} of" in told
             assert f"waits itself for backend {reader.info.backend_pid};" in told
-            assert f"psql \"$DATABASE_URL\" -c 'select pg_terminate_backend({dead.info.backend_pid})'" in told
+            assert told.endswith(terminate(dead.info.backend_pid))
             reader.rollback()
             await building
         assert await migrating == []
@@ -252,7 +253,11 @@ async def test_one_that_waits_for_another_says_for_whom_and_on_what_that_waits(
     ("lock", "told", "fix"),
     [
         (f"select pg_advisory_lock({migrate.LOCK_KEY})", "backend {} of .* migrates this database", "again"),
-        ("lock table generation_sessions", "did not answer in .*: it waits for pid {} ", "psql .*{}"),
+        (
+            "lock table generation_sessions",
+            "did not answer in .*: it waits for pid {} ",
+            "genctl runbook run end-backend .*{}",
+        ),
     ],
 )
 async def test_one_whose_time_is_over_names_whom_it_waited_for(

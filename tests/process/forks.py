@@ -341,7 +341,7 @@ def serve_as_it_is(listening: socket.socket) -> None:
     """Fork this process, with all that it has in memory, for whoever asks."""
     gc.collect()
     gc.freeze()  # or the first collection of each fork copies all of it
-    if sys.platform == "linux":
+    with suppress(AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)  # or each fork puts what is free together, and copies that
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who types Ctrl-C means the forks, which end in their order
     asked_for = serve(listening)

@@ -5,6 +5,8 @@ import shlex
 from tests.kit import locked
 from tests.process.place import Place
 
+from genctl.domain.refusals import terminate
+
 
 def runs(place: Place, fix: str) -> None:
     """The fix as it is printed, once the lock is gone."""
@@ -27,7 +29,7 @@ def test_a_grant_names_the_user_and_can_be_repeated_and_an_adjustment_says_how_t
     said = f"user ann has got nothing: the account is locked by another transaction: pid {pid} ("
     assert error["message"].startswith(said)
     assert f"the account of user ann is locked by another transaction: pid {pid} (" in refused["message"]
-    assert f"pg_terminate_backend({pid})" in refused["fix"]
+    assert refused["fix"] == terminate(pid)
     runs(place, error["fix"])
     assert place.genctl("credits", "show", "ann")["balance"] == 1012
 
@@ -76,6 +78,6 @@ def test_a_pause_behind_a_locked_gate_is_told(place: Place) -> None:
     with locked(place.dsn, "tool_gates") as person:
         error = place.error("resume", exit_code=3)
         pid = person.info.backend_pid
-    assert (error["code"], f"pg_terminate_backend({pid})" in error["fix"]) == ("Locked", True)
+    assert (error["code"], error["fix"]) == ("Locked", terminate(pid))
     said = f"the gate of seedream4 is locked by another transaction: pid {pid} ("
     assert error["message"].startswith(said)

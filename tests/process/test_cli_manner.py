@@ -648,6 +648,8 @@ def test_config_init_does_not_overwrite_unless_forced(tmp_path: Path) -> None:
     assert json.loads(forced.stdout) == {"path": str(path)}
     assert "#queue: seedream4-jobs" in path.read_text()
     assert run("config", "init", str(tmp_path / "no" / "x.yaml"), program=GENCTL).returncode == 3
+    full = run("config", "init", "--force", "/dev/full", program=GENCTL)
+    assert (full.returncode, full.stderr.split("\n")[0]) == (3, "genctl: /dev/full: No space left on device")
 
 
 def test_colour_is_for_terminals_that_want_it(monkeypatch: pytest.MonkeyPatch) -> None:

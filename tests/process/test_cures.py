@@ -13,7 +13,7 @@ import signal
 import subprocess
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -69,7 +69,7 @@ TYPED = {
     "genctl credits adjust --user {} --reservation {} --reason T", "genctl refunds check --fix",
     "genctl sessions cancel {}", "genctl sessions retry {}", "genctl token --user U", "genctl runbook lint {}",
     "psql \"$DATABASE_URL\" -c 'alter table generation_sessions set (fillfactor=90)'",
-    "psql \"$DATABASE_URL\" -c 'select pg_terminate_backend({})'", "psql \"$DATABASE_URL\" -c 'table pg_prepared_xacts'",
+    "genctl runbook run end-backend --var pid={}", "psql \"$DATABASE_URL\" -c 'table pg_prepared_xacts'",
     "export AWS_DEFAULT_REGION={}",
     "genctl credits grant --user {} --amount {} && {}", "genctl dlq discard --session {}",
     "psql postgresql://OWNER@{}/{} -c {}",
@@ -460,8 +460,17 @@ def test_cures_of_credits_and_tokens(shell: Shell) -> None:
 PREPARED = "psql \"$DATABASE_URL\" -c 'table pg_prepared_xacts'"
 
 
+def _ends_a_lock(shell: Shell) -> None:
+    with closing(psycopg.connect(shell.place.dsn)) as idle:
+        idle.execute("lock table tool_gates")
+        said = shell("genctl pause --timeout 1s")
+        template = "genctl runbook run end-backend --var pid={}"
+        assert shell.cured("genctl pause", said.fix, template).exit_code == 0
+
+
 def test_cures_of_real_services(shell: Shell) -> None:
     place = shell.place
+    _ends_a_lock(shell)  # on the embedded stack, which has no DATABASE_URL
     place.make_real()
     place.sql("alter table generation_sessions reset (fillfactor)")
     cures_of = {one["fix"] for one in shell("genctl doctor -o json").json["findings"]}
@@ -472,13 +481,7 @@ def test_cures_of_real_services(shell: Shell) -> None:
     left = {one["fix"] for one in shell("genctl doctor -o json").json["findings"]}
     assert not {table, queue} & left
 
-    with psycopg.connect(place.dsn) as idle:
-        idle.execute("insert into tool_gates (tool, state, who) values ('seedream4', 'open', 'ann@host')")
-        said = shell("genctl pause --timeout 1s")
-        template = "psql \"$DATABASE_URL\" -c 'select pg_terminate_backend({})'"
-        assert shell.cured("genctl pause", said.fix, template).exit_code == 0
-        idle.close()
-
+    _ends_a_lock(shell)
     assert shell(PREPARED).exit_code == 0
     name = place.queue.rpartition("/")[2]
     elsewhere = f"genctl dlq list -S queue=arn:aws:sqs:eu-west-1:123456789012:{name}"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import servers
 from tests.process import forks
 from tests.process.forks import Forked
 
@@ -47,3 +48,9 @@ def test_who_is_killed_while_it_asks_costs_nobody_else_the_server(tmp_path: Path
         env = forks.surroundings()
         forks.spawn(alive, cwd=tmp_path, env=env, stdout=said, stderr=said).wait(30)
     assert (tmp_path / "said").read_text().startswith("genctl ")
+
+
+def test_who_is_killed_while_it_asks_for_the_servers_costs_nobody_else_them() -> None:
+    with socket.socket(socket.AF_UNIX) as conn:
+        conn.connect(os.environ[servers.ADDRESS])
+    assert servers.ask() == servers.ask()

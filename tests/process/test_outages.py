@@ -25,6 +25,7 @@ from tests.process.test_refusals import calls, ended_right
 from tests.process.test_stops import ends_in_time
 
 from genctl.domain.model import Status
+from genctl.domain.refusals import terminate
 from genctl.edges import migrate
 from genctl.ops.stack.postgres import Postgres
 from genctl.ops.trace import events_of
@@ -214,7 +215,7 @@ async def test_runs_that_end_without_notify_are_told_with_who_holds_its_queue(
     async with Kit.open(sqs_server.settings(place.dsn, home=tmp_path, queue="clogged")) as kit:
         assert (await lines(kit))["notify"].level == "ok"
         with full_queue(place.dsn) as idle:
-            ended = f"psql \"$DATABASE_URL\" -c 'select pg_terminate_backend({idle.info.backend_pid})'"
+            ended = terminate(idle.info.backend_pid)
             session = await kit.enqueue("sensitive")
             with structlog.testing.capture_logs() as said:
                 await kit.work()

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -389,6 +389,33 @@ def test_cards_that_stand_still_because_nobody_works_are_not_the_listeners_fault
     with served(place):
         done = run(place, "listener-silent", "--var", "patience=1s", exit_code=1)
     assert (states(done)["restart"], done["why"].partition(":")[0]) == ("skipped", "step proof")
+
+
+@incident("end-backend", "a near miss")
+def test_a_process_of_the_server_itself_is_no_backend_to_end(place: Place) -> None:
+    (server,) = place.sql("select pid from pg_stat_activity where backend_type = 'checkpointer'")
+    assert (
+        failing(place, "end-backend", "--var", f"pid={server['pid']}", "--var", "patience=1ms")[0] == "gone"
+    )
+
+
+@incident("end-backend", "its own")
+@incident("end-backend", "a worse one")
+def test_end_backend(place: Place) -> None:
+    """One is frozen and does not end; once it goes on it is gone, and a second run has nothing to do."""
+    with closing(psycopg.connect(place.dsn)) as idle, closing(psycopg.connect(place.dsn)) as other:
+        idle.execute("lock table tool_gates")
+        pid = idle.info.backend_pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            step, _ = failing(place, "end-backend", "--var", f"pid={pid}", "--var", "patience=100ms")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert step == "gone"
+        for _ in range(2):
+            run(place, "end-backend", "--var", f"pid={pid}")
+        assert place.sql("select from pg_stat_activity where pid = %s", pid) == []
+        other.execute("lock table tool_gates")
 
 
 @incident("port-to-another-tool", "its own")

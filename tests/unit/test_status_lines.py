@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
+from genctl.base.settings import Settings
 from genctl.domain import status
 from genctl.domain.model import Gate, GateState, GenctlError
 from genctl.domain.refusals import Notifying, terminate
 from genctl.domain.status import ATTENTION, OK, Depth, FailureCount, Pile, Standing, StatusLine
+from genctl.ops import doctor as ops_doctor
+from genctl.ops import status as ops_status
 
 OPEN = Gate("seedream4")
 CLOSED = replace(OPEN, state=GateState.CLOSED)
@@ -131,6 +135,29 @@ def test_a_part_behind_a_lock_goes_on_with_the_command_that_frees_it() -> None:
     assert [line.next for line in status.unreachable("database", away)] == ["genctl doctor"]
 
 
+async def test_a_lock_in_the_way_of_several_parts_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has waited for it a while longer; two parts that are away for other reasons are two."""
+
+    def locked(idle_s: float) -> Any:
+        async def ask(_: Settings) -> Any:
+            raise GenctlError("Locked", f"it waits for pid 7 (idle for {idle_s} s)", terminate(7))
+
+        return ask
+
+    async def away(_: Settings) -> Any:
+        raise GenctlError("QueueUnreachable", "the queue is away", "check it")
+
+    async def well(_: Settings) -> Any:
+        return []
+
+    parts = {"database": locked(0.4), "workers": locked(0.5), "queue": away, "listener": well}
+    monkeypatch.setattr(ops_status, "PARTS", parts)
+    monkeypatch.setattr(ops_doctor, "CHECKS", parts)
+    said = ["it waits for pid 7 (idle for 0.4 s)", "the queue is away"]
+    assert [line.message for line in await ops_status.look(Settings())] == said
+    assert [line.message for line in await ops_doctor.examine(Settings(), lambda _: None)] == said
+
+
 @pytest.mark.parametrize(
     ("failures", "message", "next_"),
     [
@@ -178,7 +205,7 @@ def test_an_api_that_is_not_ready_needs_a_person(answer: int, level: str) -> Non
     [
         (Notifying(), OK, "genctl doctor"),
         (Notifying(0.1, 7), OK, "genctl doctor"),
-        (Notifying(0.11, 7), ATTENTION, "psql \"$DATABASE_URL\" -c 'select pg_terminate_backend(7)'"),
+        (Notifying(0.11, 7), ATTENTION, terminate(7)),
         (Notifying(0.5), ATTENTION, "genctl doctor"),
         (Notifying(0.0, 7, 3, 299.0), ATTENTION, "genctl doctor"),
         (Notifying(0.0, 7, 3, 301.0), OK, "genctl doctor"),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from genctl.base.files import named
 from genctl.base.printable import many, printable
 from genctl.cli import complete, streams, terminal
 from genctl.cli.command import Group, yes_option
@@ -205,20 +206,14 @@ def _carry_out(out: Output, this: "Run", path: Path | None, yes: str | None) -> 
         out.emit(done, rows=done.steps, columns=LINES, text=lambda: printable(done.line()) + "\n")
     finally:  # also where nobody reads the output any more
         if path:
-            _write(path, report(done, lambda part, more: _indented(part, more, None, MOST_REPORTED)))
+            text = report(done, lambda part, more: _indented(part, more, None, MOST_REPORTED))
+            with named(path):
+                path.write_text(text, encoding="utf-8")
     if journal.file is None:
         terminal.note("this run has no journal: genctl cannot write to the state folder")
     elif done.exit_code:
         terminal.note(f"to go on there: genctl runbook run --resume {done.run}")
     return done.exit_code
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        error.filename = str(path)  # a full disk does not name it
-        raise
 
 
 def _show(out: Output, line: str, shown: Any = None, more: int = 0) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genctl import __version__
+from genctl.base.files import named
 from genctl.cli import complete, terminal
 from genctl.cli.command import DURATION, Command, Group, yes_option
 from genctl.cli.output import Output, write
@@ -83,7 +84,7 @@ def init(out: Output, path: Path, *, force: bool) -> None:
     try:
         # only the owner may read it: it may come to hold a password
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | how, 0o600)
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
+        with named(path), os.fdopen(fd, "w", encoding="utf-8") as file:
             file.write(f"{HEAD}{entries}\n")
     except FileExistsError:
         told = f"{path} exists already"

@@ -7,14 +7,13 @@ from datetime import UTC, datetime
 from functools import cached_property
 from itertools import count, pairwise
 from typing import Any
-from uuid import UUID
 
 from genctl.cli.formats import GAP, Row, Writer, below, cell, pad, sheet, shorten, width
 
 LEAST_ID = 8  # characters that a shortened id keeps; the commands take any unique beginning
 LEAST_ID_ALONE = 13  # the same in a table that grows: UUIDs that begin with a time differ there, too
 LEAST_SENTENCE = 24  # columns in which a sentence may stand beside its row
-MOMENT, ID, USUAL_SENTENCE = 24, 36, 80  # columns of a time, an id and a sentence in a table that grows
+USUAL_SENTENCE = 80  # columns of a sentence in a table that grows
 LEAST_CODE = 35  # columns of a code; few are longer
 COMFORT, LEAST_TEXT = 16, 7  # columns that a cut text keeps; the same where the table fits only then
 NUMBER = "#"
@@ -45,10 +44,8 @@ def table(rows: Sequence[Row], columns: Sequence[str], room: int | None) -> str:
     under: list[list[str]] = [[] for _ in rows]
     narrow = _narrowed(shown, _ways(shown, under), room) if room else shown
     if room and _total(narrow) > room:
-        cells = zip(*(one.cells for one in shown), strict=True)
-        return "".join(
-            _sheet(number, dict(zip(columns, row, strict=True)), room) for number, row in enumerate(cells, 1)
-        )
+        cells = ({name: cell(row.get(name)) for name in columns} for row in rows)
+        return "".join(_sheet(number, row, room) for number, row in enumerate(cells, 1))
     head, rule, *lines = _aligned(narrow)
     beside = zip(*(one.cells for one in narrow), strict=True)
     written = [
@@ -114,11 +111,10 @@ class _GrowingTable:
 
 
 def _usual(name: str, least: int, first: Row) -> str:
-    """Return a text that is as wide as most of a column; of a time the first row's, which may need no day."""
-    if least == MOMENT:
-        return cell(first.get(name) or "2000-01-01T00:00:00.000Z")
-    if least == ID:
-        return f"{UUID(int=0)}"
+    """Return a text that is as wide as most of a column: a time or id of the first row, else `least`."""
+    text = cell(first.get(name))
+    if _MOMENT.fullmatch(text) or _UUID.fullmatch(text):
+        return text
     return "x" * (least or (USUAL_SENTENCE if name in SENTENCES else LEAST_CODE))
 
 
@@ -216,13 +212,7 @@ def _ways(
     yield from ((name, lambda *_: None) for name in LEAVING)
     for least in (LEAST_CODE, 0):
         yield "code", lambda one, over: one.moved(max(one.width - over, least), under)  # noqa: B023 (now)
-        yield from ((name, _squeezed) for name in texts)
-
-
-def _squeezed(one: _Column, over: int) -> _Column:
-    """Cut the texts further if the table fits then."""
-    most = one.width - over
-    return one.cut(most) if most >= LEAST_TEXT else one
+        yield from ((name, lambda one, over: one.cut(max(one.width - over, LEAST_TEXT))) for name in texts)
 
 
 def _total(shown: Iterable[_Column]) -> int:

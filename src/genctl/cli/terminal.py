@@ -104,12 +104,9 @@ def _signals_end_it() -> Iterator[None]:
 def progress(total: int, label: str) -> Iterator[Advance]:
     """Draw a bar on stderr if that is a terminal; yield an Advance."""
     label = printable(label)
-    room = (
-        streams.columns(streams.STDERR) - len(label) - BESIDE_BAR
-    )  # a bar that wraps is drawn again and again
-    bar = click.progressbar(
-        length=total, label=label, file=sys.stderr, hidden=not _is_able(), width=max(min(room, WIDEST_BAR), 1)
-    )
+    room = streams.columns(streams.STDERR) - len(label) - BESIDE_BAR
+    columns = max(min(room, WIDEST_BAR), 1)  # a bar that wraps is drawn again and again
+    bar = click.progressbar(length=total, label=label, file=sys.stderr, hidden=not _is_able(), width=columns)
     with bar:
         if not bar.hidden:
             _drawn.append(bar)

@@ -40,10 +40,6 @@ def _judged(check: str, level: str, wrong: Iterable[tuple[str, str]], fine: str)
     return [Finding(check, level, *one) for one in wrong] or [Finding(check, OK, fine)]
 
 
-def of_error(check: str, error: GenctlError) -> list[Finding]:
-    return [Finding(check, ERROR, error.message, error.fix)]
-
-
 def of_server(facts: Mapping[str, Any], place: str, clocks_s: float) -> Iterator[Finding]:
     """Judge the database server by the row of `server`; `clocks_s` is how far its clock is ahead of ours."""
     old = [(f"{place} is {facts['version']}", "use PostgreSQL 14 or newer")]

@@ -63,4 +63,4 @@ def terminate(pid: int | None) -> str:
     """Return the command that ends a server process, or that finds it if `pid` is not known."""
     if pid is None:
         return "genctl doctor"
-    return f"psql \"$DATABASE_URL\" -c 'select pg_terminate_backend({pid})'"
+    return f"genctl runbook run end-backend --var pid={pid}"

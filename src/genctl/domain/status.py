@@ -83,8 +83,13 @@ class Standing(NamedTuple):
 
 def unreachable(part: str, error: GenctlError) -> list[StatusLine]:
     """Write the line of a part that we cannot reach; the next command frees a lock, if one keeps us."""
-    is_command = error.fix.startswith(("psql ", "genctl "))
-    return [StatusLine(part, ATTENTION, error.message, error.fix if is_command else "genctl doctor")]
+    way = error.fix if trouble(error) == error.fix else "genctl doctor"
+    return [StatusLine(part, ATTENTION, error.message, way)]
+
+
+def trouble(error: GenctlError) -> str:
+    """Return what tells it from another: the command that ends it, else its words, which may hold a time."""
+    return error.fix if error.fix.startswith(("psql ", "genctl ")) else error.message
 
 
 def of_queues(queue: Depth, dlq: Depth, flag: str = "") -> list[StatusLine]:

@@ -21,6 +21,7 @@ from genctl.domain.findings import Finding
 from genctl.domain.model import GenctlError
 from genctl.domain.refusals import Kept, Notifying
 from genctl.domain.rights import RIGHTS
+from genctl.domain.status import trouble
 from genctl.edges import credentials, deadline, http, listener, migrate
 from genctl.edges.db import Database, as_json
 from genctl.edges.sqs import Sqs
@@ -47,15 +48,16 @@ async def examine(
     """
     checks = {**CHECKS, **(SENDING if send else {})}
 
-    async def checked(name: str) -> list[Finding]:
+    async def checked(name: str) -> dict[str, Finding]:
         answer = await answered(name, checks[name](settings), within_s)
         advance(1)
-        return findings.of_error(name, answer) if isinstance(answer, GenctlError) else answer
+        if isinstance(answer, GenctlError):
+            return {trouble(answer): Finding(name, findings.ERROR, answer.message, answer.fix)}
+        return {finding.message: finding for finding in answer}
 
     every: dict[str, Finding] = {}
-    for answers in await asyncio.gather(*map(checked, checks)):
-        for finding in answers:
-            every.setdefault(finding.message, finding)
+    for found in await asyncio.gather(*map(checked, checks)):
+        every |= {key: finding for key, finding in found.items() if key not in every}
     return list(every.values())
 
 

@@ -26,15 +26,17 @@ async def look(settings: Settings, within_s: float = WITHIN_S) -> list[status.St
     Each part has `within_s` to answer.
     """
     found = await asyncio.gather(*(answered(name, ask(settings), within_s) for name, ask in PARTS.items()))
-    away = [answer for answer in found if isinstance(answer, GenctlError)]
-    if len(away) == len(PARTS):
-        said = dict.fromkeys(error.message for error in away)
-        fix = "start it with `genctl up`, or set DATABASE_URL" if settings.embedded else away[0].fix
-        raise GenctlError("NothingReachable", f"no part can be reached: {'; '.join(said)}", fix)
     lines: list[status.StatusLine] = []
+    away: dict[str, GenctlError] = {}
     for name, answer in zip(PARTS, found, strict=True):
-        told = status.unreachable(name, answer) if isinstance(answer, GenctlError) else answer
-        lines += [line for line in told if line.message not in {other.message for other in lines}]
+        if not isinstance(answer, GenctlError):
+            lines += answer
+        elif away.setdefault(status.trouble(answer), answer) is answer:
+            lines += status.unreachable(name, answer)
+    if all(isinstance(answer, GenctlError) for answer in found):
+        said, first = "; ".join(error.message for error in away.values()), next(iter(away.values()))
+        fix = "start it with `genctl up`, or set DATABASE_URL" if settings.embedded else first.fix
+        raise GenctlError("NothingReachable", f"no part can be reached: {said}", fix)
     return lines
 
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
 
+from genctl.base.files import named
 from genctl.base.hidden import hide
 from genctl.base.printable import printable
 from genctl.domain.model import GenctlError
@@ -26,11 +27,8 @@ def reported(path: Path | None, hops: Sequence[HopResult]) -> Iterator[None]:
             trouble = f"{error.message}; {error.fix}"
             raise
         finally:
-            try:
+            with named(path):
                 ElementTree(suite(hops, trouble)).write(file, "utf-8", xml_declaration=True)
-            except OSError as error:
-                error.filename = str(path)  # a full disk does not name it
-                raise
 
 
 def suite(hops: Sequence[HopResult], trouble: str = "") -> Element:

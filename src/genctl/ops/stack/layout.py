@@ -87,12 +87,9 @@ def socket_folder(folder: Path) -> Path:
     """Make a private folder for the socket: in `folder`, or in the temp folder when the path is too long."""
     here = folder / "socket"
     if len(os.fsencode(here)) > MAX_SOCKET_FOLDER or "," in str(here):  # libpq splits hosts at commas
-        here = Path(tempfile.gettempdir()).resolve() / f"genctl-{os.geteuid()}-{_digest(folder)}"
+        digest = sha256(os.fsencode(folder)).hexdigest()[:16]
+        here = Path(tempfile.gettempdir()).resolve() / f"genctl-{os.geteuid()}-{digest}"
     return private_folder(here)
-
-
-def _digest(folder: Path) -> str:
-    return sha256(os.fsencode(folder)).hexdigest()[:16]
 
 
 def private_folder(path: Path) -> Path:
