@@ -10,7 +10,7 @@ from unittest.mock import AsyncMock
 import psycopg
 import pytest
 from psycopg.pq import PipelineStatus
-from tests.kit import WAITING_FOR_A_LOCK, Kit, until, until_sync
+from tests.kit import SOON_S, WAITING_FOR_A_LOCK, Kit, until, until_sync
 
 from genctl.domain.classify import ours
 from genctl.domain.model import Answer, Job, NoAnswer, Session, Status
@@ -56,17 +56,44 @@ async def test_the_connection_that_has_shown_that_one_can_connect_is_used(
         until_sync(lambda: not conn.execute(others).fetchall())
 
 
+def cut_all(dsn: str) -> None:
+    """End everybody's connections, as a restart of the server does."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
+            " where datname = current_database() and pid <> pg_backend_pid()"
+        )
+
+
 async def test_a_restart_of_the_server_costs_no_question(dsn: str) -> None:
     """A connection that was cut while nobody used it is replaced before it is used, and the others with it."""
     async with Database.open(dsn, size=3) as db:
         await asyncio.gather(*(db.rows("backend") for _ in range(9)))
-        with psycopg.connect(dsn, autocommit=True) as conn:
-            conn.execute(
-                "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
-                " where datname = current_database() and pid <> pg_backend_pid()"
-            )
+        cut_all(dsn)
         for _ in range(4):
             assert await db.rows("backend")
+
+
+async def test_an_outage_that_fails_no_question_is_noticed_all_the_same(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the sweeper would take the runs of workers who had no chance to renew their leases."""
+    connect, back = psycopg.AsyncConnection.connect, asyncio.Event()
+
+    async def late(*args: Any, **how: Any) -> Any:
+        await back.wait()
+        return await connect(*args, **how)
+
+    monkeypatch.setattr(edge, "OUTAGE_S", 0.1)
+    async with Database.open(dsn, size=1) as db:
+        assert await db.rows("backend")
+        monkeypatch.setattr(psycopg.AsyncConnection, "connect", late)
+        cut_all(dsn)
+        asking = asyncio.create_task(db.rows("backend"))
+        await asyncio.wait([asking], timeout=2 * edge.OUTAGE_S)
+        back.set()
+        assert await asking
+        assert db.back_since_s() < SOON_S
 
 
 async def test_words_of_the_server_that_nobody_asked_for_end_no_connection(dsn: str) -> None:

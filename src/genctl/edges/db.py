@@ -308,6 +308,7 @@ class Database:
     async def _living(self) -> Connection:
         """Take a connection of the pool; after a restart or fail-over of the server a new one."""
         while _is_cut(conn := await self._pool.getconn()):
+            self._note_outage(away=True)  # the next one may come late, and the statement fail nowhere
             await conn.close()
             await self._pool.putconn(conn)
             await self._pool.drain()  # the others are as old
