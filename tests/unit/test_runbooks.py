@@ -111,6 +111,9 @@ def test_the_values_that_an_expectation_looks_at() -> None:
         "length()",
         "join(a)",
         f"a[{'9' * 5000}]",
+        "&a",
+        "[&a]",
+        "a[::0]",
     ],
 )
 def test_a_path_that_is_none_is_told_beforehand(path: str) -> None:

@@ -35,9 +35,13 @@ def path_mistake(path: str) -> str | None:
         return "no JMESPath: nested too deeply"
 
 
-def _misuses(node: Node) -> Iterator[str]:
-    """Yield wrong uses of functions: unknown ones, and wrong numbers of arguments."""
-    if node["type"] == "function_expression":
+def _misuses(node: Node, *, as_argument: bool = False) -> Iterator[str]:
+    """Yield wrong uses: unknown functions, wrong numbers of arguments, an expression in place of a value."""
+    if node["type"] == "expref" and not as_argument:
+        yield "& is only for an argument of a function"
+    if node["type"] == "slice" and node["children"][2] == 0:
+        yield "a slice cannot go by steps of 0"
+    if is_function := node["type"] == "function_expression":
         name, given = node["value"], len(node["children"])
         takes = Functions.FUNCTION_TABLE.get(name, {"signature": None})["signature"]
         if takes is None:
@@ -46,7 +50,7 @@ def _misuses(node: Node) -> Iterator[str]:
             yield f"{name} takes {len(takes)} arguments, not {given}"
     for child in node["children"]:
         if isinstance(child, dict):  # a slice has numbers
-            yield from _misuses(child)
+            yield from _misuses(child, as_argument=is_function)
 
 
 def roots(path: str) -> set[str]:
