@@ -25,7 +25,7 @@ LIVE_S = 30.0  # a worker that was not seen for longer has died
 STEADY_S = 15.0  # no call begins on a share of the calls at once that is older
 
 LEAST_RATE, MOST_RATE = 1.0, 100_000.0  # what 429s may teach, in calls a minute
-FIRST_RATE = 60.0  # the first lesson teaches no less: 429s may speak of a busy provider, not of us
+FIRST_RATE = 60.0  # a first lesson from above teaches no less: 429s may speak of a busy provider, not of us
 LATELY_S = 30.0  # of the calls of so long, at most, a lesson is learnt
 FEW = 3  # fewer 429s of them are no lesson, likewise
 FEW_OF = 0.05  # nor are 429s of a smaller part of them
@@ -173,25 +173,19 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
         `began_s`: how long ago its call began; `took`, `refused`: how many of our calls since `lately_s` the
         provider took, and refused as too many; `calls_a_minute`: our own.
         """
-        since_s = self._since(self.lowered_at)
-        if since_s < ROUND_S or since_s < began_s:
+        if self._since(self.lowered_at) < max(ROUND_S, began_s):
             return None
-        is_rare = self.taught is not None and self.taught < RARE_RATE
-        if refused * self.workers < FEW and not is_rare:  # each hears of its own calls
+        was, workers = self.rate or math.inf, max(1, self.workers)
+        # ours stand for the others', of which we do not hear, but for the 429 because of which we ask
+        took, refused = took * workers, 1 + (refused - 1) * workers
+        if refused < max(1 if was < RARE_RATE else FEW, FEW_OF * (took + refused)):
             return None
-        part = took / max(1, took + refused)
-        if part > 1 - FEW_OF:
-            return None
-        was = self.rate
+        least = LEAST_RATE
         if self.taught is None:
-            made = max(calls_a_minute * max(1, self.workers), FIRST_RATE / BEST)
-            was = min(made, was) if was is not None else made
-        assert was is not None  # noqa: S101 - made of one of the two
-        rate = was * min(max(part, WORST), BEST)
-        if self.taught is None:
-            rate = max(rate, min(FIRST_RATE, was))
-        top = max(was, (self.top or 0.0) * BEST)
-        return max(rate, min(LEAST_RATE, was)), top
+            was = min(was, max(calls_a_minute * workers, FIRST_RATE / BEST))
+            least = FIRST_RATE if was > FIRST_RATE else LEAST_RATE
+        rate = was * min(max(took / (took + refused), WORST), BEST)
+        return max(rate, min(least, was)), max(was, (self.top or 0.0) * BEST)
 
     def raised(self) -> tuple[float | None, float | None] | None:
         """Say what a while without a 429 teaches, likewise; (None, None): there is no limit any more.
