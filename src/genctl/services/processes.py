@@ -45,24 +45,22 @@ Work = Coroutine[Any, Any, None]
 log = structlog.stdlib.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
 class Forked:
     """Join a process to its parent; it is one of `count` workers."""
 
-    def __init__(
-        self, number: int, count: int, parent: int, beats: "memoryview[float]", reports: Reports | None
-    ) -> None:
-        self.number = number
-        self.count = count
-        self._parent = parent
-        self._beats = beats
-        self._reports = reports
+    number: int
+    count: int
+    parent: int  # its pid
+    beats: "memoryview[float]"
+    reports: Reports | None
 
     def joined(self, liveness: Liveness, metrics: WorkerMetrics) -> AbstractAsyncContextManager[None]:
         """Be at work, and report how this worker stands."""
 
         def report() -> None:
-            if self._reports:
-                self._reports.send(report_of(self.number, liveness, metrics))
+            if self.reports:
+                self.reports.send(report_of(self.number, liveness, metrics))
 
         return self.at_work(report)
 
@@ -76,8 +74,8 @@ class Forked:
             beating.cancel()
 
     async def _beat(self, report: Callable[[], None]) -> None:
-        while os.getppid() == self._parent:
-            self._beats[self.number] = time.monotonic()
+        while os.getppid() == self.parent:
+            self.beats[self.number] = time.monotonic()
             report()
             await asyncio.sleep(BEAT_S)
         log.warning("process.parent.gone", process=self.number)
