@@ -59,6 +59,7 @@ HEADERS = (
     "Last-Event-ID",
 )  # that pages of others may send
 
+_ID = re.compile(r"(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 log = structlog.stdlib.get_logger()
 
 
@@ -417,9 +418,7 @@ def _number(text: str) -> int:
 
 def _uuid(text: str | None) -> UUID | None:
     """Read an id as we write it; UUID takes many other forms."""
-    return (
-        UUID(text) if text and re.fullmatch(r"(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text) else None
-    )
+    return UUID(text) if text and _ID.fullmatch(text) else None
 
 
 def _bad(code: str, message: str, fix: str) -> GenctlError:
