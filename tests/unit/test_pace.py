@@ -133,6 +133,15 @@ def known(**more: object) -> Pace:
     return Pace(**{**facts, **more})  # type: ignore[arg-type]
 
 
+def learnt(pace: Pace, *, began_s: float = 1.0, took: int = 0, refused: int = FEW, began: int = 0) -> Any:
+    """What a 429 teaches, of a call that began so long ago, after so many calls of the last seconds."""
+    recent, now = Recent(), 1_000.0
+    for what, count in (("began", began), ("took", took), ("refused", refused)):
+        for _ in range(count):
+            recent.count(now, what)  # type: ignore[arg-type]
+    return pace.lowered(recent, now, began_at=now - began_s)
+
+
 def test_the_least_limit_counts() -> None:
     assert known().rate is None
     assert known(given=60.0).rate == 60
@@ -141,35 +150,33 @@ def test_the_least_limit_counts() -> None:
 
 
 def test_a_429_lowers_the_rate_by_what_the_provider_took() -> None:
-    lowered = known(taught=100.0, top=100.0).lowered(began_s=1.0, took=7, refused=3, calls_a_minute=90)
+    lowered = learnt(known(taught=100.0, top=100.0), took=7)
     assert lowered == near(70.0, 100.0)
     for took, left in ((1, WORST), (40, BEST)):
-        found = known(taught=100.0, top=100.0).lowered(began_s=1.0, took=took, refused=FEW, calls_a_minute=90)
+        found = learnt(known(taught=100.0, top=100.0), took=took)
         assert found
         assert found[0] == pytest.approx(100 * left)
 
 
 def test_the_first_429_begins_at_what_the_workers_do() -> None:
     """And no lower than a call a second, unless the rate was given lower: 429s of an idle fleet say little."""
-    assert known(workers=5).lowered(began_s=0.1, took=17, refused=FEW, calls_a_minute=600) == near(2550, 3000)
-    assert known().lowered(began_s=0.1, took=0, refused=FEW, calls_a_minute=2) == near(
-        FIRST_RATE, FIRST_RATE / BEST
-    )
-    assert known(given=6.0).lowered(began_s=0.1, took=0, refused=1, calls_a_minute=2) == near(3.0, 6.0)
+    assert learnt(known(workers=5), took=17, began=100) == near(2550, 3000)
+    assert learnt(known()) == near(FIRST_RATE, FIRST_RATE / BEST)
+    assert learnt(known(given=6.0), refused=1) == near(3.0, 6.0)
 
 
 @pytest.mark.parametrize(("ago_s", "began_s"), [(ROUND_S - 1, 1.0), (20.0, 21.0)])
 def test_a_429_that_the_last_one_explains_is_no_news(ago_s: float, began_s: float) -> None:
     """Its call began before the rate was lowered, or that was just now."""
     pace = known(taught=100.0, top=100.0, lowered_at=NOW - timedelta(seconds=ago_s))
-    assert pace.lowered(began_s=began_s, took=0, refused=FEW, calls_a_minute=100) is None
+    assert learnt(pace, began_s=began_s) is None
 
 
 def test_the_rate_never_falls_below_the_least() -> None:
     """And a rate that was given lower is never raised to that."""
-    lowest = known(taught=1.0, top=100.0).lowered(began_s=1.0, took=0, refused=FEW, calls_a_minute=1)
+    lowest = learnt(known(taught=1.0, top=100.0))
     assert lowest == (LEAST_RATE, BEST * 100)
-    lower = known(taught=0.1, given=0.1, top=0.1).lowered(began_s=1.0, took=0, refused=FEW, calls_a_minute=1)
+    lower = learnt(known(taught=0.1, given=0.1, top=0.1))
     assert lower == (0.1, 0.1)
 
 
@@ -195,8 +202,7 @@ def test_a_lesson_grows_old() -> None:
 
 def test_a_429_now_and_then_is_no_lesson_but_where_calls_are_rare() -> None:
     def lowered(refused: int, workers: int, taught: float | None = None) -> object:
-        pace = known(workers=workers, taught=taught, top=taught)
-        return pace.lowered(began_s=0.1, took=0, refused=refused, calls_a_minute=100)
+        return learnt(known(workers=workers, taught=taught, top=taught), refused=refused)
 
     for taught in (None, RARE_RATE):
         assert lowered(FEW - 1, 1, taught) is None
@@ -204,7 +210,7 @@ def test_a_429_now_and_then_is_no_lesson_but_where_calls_are_rare() -> None:
         assert lowered(2, FEW, taught)  # each worker hears of its own calls
         assert lowered(1, FEW, taught) is None, "the one because of which it asks stands for itself"
     assert lowered(1, 1, RARE_RATE - 1)
-    of_many = known().lowered(began_s=0.1, took=400, refused=20, calls_a_minute=800)
+    of_many = learnt(known(), took=400, refused=20)
     assert of_many is None, "of so many calls some are always refused"
 
 
@@ -234,20 +240,14 @@ def half_an_hour(
             own.count(now, "took" if good else "refused")
             took, refused, hit = took + good, refused + (not good), hit if good else own
         carry %= 1
-        learnt: tuple[float | None, float | None] | None
         if hit:
-            learnt = pace.lowered(
-                began_s=0.05,
-                took=hit.within(now, "took", pace.lately_s),
-                refused=hit.within(now, "refused", pace.lately_s),
-                calls_a_minute=hit.within(now, "began", 10) * 6,
-            )
-            lowered, changed = (now, now) if learnt else (lowered, changed)
+            lesson: tuple[float | None, float | None] | None = pace.lowered(hit, now, began_at=now - 0.05)
+            lowered, changed = (now, now) if lesson else (lowered, changed)
         else:
-            learnt = pace.raised()
-            changed = now if learnt else changed
-        if learnt:
-            pace = known(given=given, taught=learnt[0], top=learnt[1])
+            lesson = pace.raised()
+            changed = now if lesson else changed
+        if lesson:
+            pace = known(given=given, taught=lesson[0], top=lesson[1])
         if now < 600:
             late_took, late_refused = took, refused
     took, refused = took - late_took, refused - late_refused

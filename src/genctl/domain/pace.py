@@ -157,32 +157,28 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     def _until(self, moment: datetime | None) -> float:
         return max(0.0, (moment - self.read_at).total_seconds()) if moment else 0.0
 
-    @property
-    def lately_s(self) -> float:
-        """Return for how long we look back at calls: to the last lesson, and not further than LATELY_S."""
-        return min(self._since(self.lowered_at), LATELY_S)
-
     def _since(self, moment: datetime | None) -> float:
         return (self.read_at - moment).total_seconds() if moment else math.inf
 
-    def lowered(
-        self, *, began_s: float, took: int, refused: int, calls_a_minute: float
-    ) -> tuple[float, float] | None:
-        """Say what a 429 teaches, as a rate and its top; None: it is no news.
+    def lowered(self, recent: "Recent", now: float, *, began_at: float) -> tuple[float, float] | None:
+        """Say what a 429 teaches, as a rate and its top, by our recent calls; None: it is no news.
 
-        `began_s`: how long ago its call began; `took`, `refused`: how many of our calls since `lately_s` the
-        provider took, and refused as too many; `calls_a_minute`: our own.
+        `began_at` is when its call began, on their clock.
         """
-        if self._since(self.lowered_at) < max(ROUND_S, began_s):
+        since_s = self._since(self.lowered_at)
+        if since_s < max(ROUND_S, now - began_at):
             return None
         was, workers = self.rate or math.inf, max(1, self.workers)
+        lately_s = min(since_s, LATELY_S)
+        took, refused = recent.within(now, "took", lately_s), recent.within(now, "refused", lately_s)
         # ours stand for the others', of which we do not hear, but for the 429 because of which we ask
         took, refused = took * workers, 1 + (refused - 1) * workers
         if refused < max(1 if was < RARE_RATE else FEW, FEW_OF * (took + refused)):
             return None
         least = LEAST_RATE
         if self.taught is None:
-            was = min(was, max(calls_a_minute * workers, FIRST_RATE / BEST))
+            calls_a_minute = recent.within(now, "began", ROUND_S) * 60 / ROUND_S * workers
+            was = min(was, max(calls_a_minute, FIRST_RATE / BEST))
             least = FIRST_RATE if was > FIRST_RATE else LEAST_RATE
         rate = was * min(max(took / (took + refused), WORST), BEST)
         return max(rate, min(least, was)), max(was, (self.top or 0.0) * BEST)
