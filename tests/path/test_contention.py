@@ -34,6 +34,7 @@ from genctl.tools.seedream4 import TOOL
 
 USERS = ("ann", "bob", "cyd", "dan")
 LANES = 8
+PATIENCE_S = 30.0  # so many at once on a busy machine: it is not tested here
 ROUNDS = int(os.environ.get("GENCTL_TEST_CONTENTION", "2"))  # of each lane
 LOCKED = "eve"  # whose account somebody holds all the time
 OPENING = 10_000
@@ -70,6 +71,7 @@ async def lane(kit: Kit, pipeline: Pipeline, granted: Counter[str], chance: rand
             queue=None,
             tool=TOOL.name,
             opening=OPENING,
+            wait_s=PATIENCE_S,
         )
         claimed = [await pipeline.claim(session.id, 1) for session in made.sessions]
         good, bad, stuck = (session for session in claimed if session)
@@ -93,7 +95,7 @@ async def lane(kit: Kit, pipeline: Pipeline, granted: Counter[str], chance: rand
             marked(pipeline, bad),
             marked(pipeline, stuck),
             sweep(pipeline, SETTINGS),
-            credits.release_reservation(pipeline.db, stuck.reservation_id),
+            credits.release_reservation(pipeline.db, stuck.reservation_id, wait_s=PATIENCE_S),
             redrive(copies, pipeline, Choice(), Terms(), most=2),
             redrive(copies, pipeline, Choice(), Terms(), most=2),
         )
@@ -114,9 +116,7 @@ def copy_of(session: Session) -> Message:
 async def test_all_movements_at_once_add_up_and_nothing_deadlocks(
     kit: Kit, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "genctl.credits.WAIT_S", 30.0
-    )  # so many at once on a busy machine: patience is not tested here
+    monkeypatch.setattr("genctl.credits.WAIT_S", PATIENCE_S)
     granted: Counter[str] = Counter()
     await kit.query("""
         do $$ begin execute format('alter database %%I set deadlock_timeout = 20', current_database()); end $$""")

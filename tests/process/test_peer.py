@@ -6,6 +6,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.error import HTTPError
 
 import pytest
 from tests.process.place import Place
@@ -25,8 +26,11 @@ class Thief(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.got.append(f"{self.requestline} {self.headers}")
         if self.path.startswith("/readyz") and self.real:
-            with urllib.request.urlopen(self.real + self.path) as answer:
-                self._send("application/json", answer.read())
+            try:
+                with urllib.request.urlopen(self.real + self.path) as answer:
+                    self._send("application/json", answer.read())
+            except HTTPError as not_ready:
+                self._send("application/json", not_ready.read())
         elif self.path.startswith("/readyz"):
             self._send("application/json", b'{"ready": true, "proof": "' + b"0" * 64 + b'"}')
         else:

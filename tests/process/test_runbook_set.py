@@ -378,7 +378,7 @@ def test_a_deaf_api_process_behind_one_that_hears_is_found(place: Place) -> None
     place.make_real()
     place.env["GENCTL_SECRET"] = "x" * 32
     with served(place, GENCTL_LISTEN_URL=nowhere) as deaf, served(place):
-        done = run(place, "listener-silent", "--var", "restart=100ms", exit_code=1)
+        done = run(place, "listener-silent", "--var", "restart=3s", exit_code=1)
     assert done["why"].startswith("step all-listen: ")
     (shown,) = [step["shown"] for step in done["steps"] if step["step"] == "who-is-deaf"]
     assert [row["process"].partition("@")[0] for row in shown] == [str(deaf.process.pid)]

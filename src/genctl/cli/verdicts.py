@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 GROUPS = (
     "code", "known", "verdict", "wouldBe", "failures", "firstSeen", "moreCalls", "fewerCalls", "credits",
 )  # fmt: skip
-EACH = {"at": 24, "sessionId": 36, "verdict": 7, "wouldBe": 7, "moreCalls": 9, "credits": 7, "code": 36}
+EACH = {"at": 24, "sessionId": 36, "code": 36, "verdict": 7, "wouldBe": 7, "moreCalls": 9, "credits": 7}
 
 
 @click.group("verdicts", cls=Group)
