@@ -2,7 +2,7 @@ import { useEffect, useSyncExternalStore } from 'react';
 
 import { createStore } from '../../src/genctl/page/store.js';
 import { byEventSource, follow } from '../../src/genctl/page/stream.js';
-import { CONNECTION, sentence, standing } from '../../src/genctl/page/words.js';
+import { CONNECTION, sentence, STANDING, standing } from '../../src/genctl/page/words.js';
 
 const base = '/api/seedream4';
 const store = createStore({
@@ -27,7 +27,7 @@ export default function List() {
       <ul>
         {cards.map((card) => (
           <li key={card.key} data-session-id={card.sessionId} data-status={card.status}>
-            {standing(card)}: {card.prompt} {card.status === 'failed' && sentence(card.errorDetails)}
+            {STANDING[standing(card)]}: {card.prompt} {card.status === 'failed' && sentence(card.errorDetails)}
           </li>
         ))}
       </ul>

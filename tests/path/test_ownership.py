@@ -27,11 +27,11 @@ from genctl.domain.model import (
     Status,
     Success,
 )
-from genctl.edges.db import Statement, as_json, sql
+from genctl.edges.db import Row, Statement, as_json, sql
 from genctl.edges.db_errors import DatabaseGoneError
 from genctl.edges.sqs_shapes import BATCH, Message, Outgoing
 from genctl.pipeline import Pipeline
-from genctl.run import Claim, Hold
+from genctl.run import Backoff, Claim, Hold
 from genctl.services.liveness import Liveness
 from genctl.services.scenarios import SCENARIOS
 from genctl.services.telling import telling
@@ -316,13 +316,23 @@ async def test_a_retry_that_meets_a_stop_is_stored_as_what_is_known(
 ) -> None:
     """Let go it would count as an outcome that nobody knows, though the provider has refused.
 
-    The stop comes while the retry waits to be written together with others.
+    The stop comes while the retry waits to be written.
     """
-    session = await kit.enqueue("rate-limit")
-    monkeypatch.setattr(kit.pipeline.runs, "retry", Together(kit.pipeline.runs._retry, within_s=0.5))
+    session, stopped = await kit.enqueue("rate-limit"), asyncio.Event()
+    write = kit.pipeline.runs._retry
+
+    async def late(items: list[Backoff]) -> list[Row | Exception | None]:
+        await stopped.wait()
+        return await write(items)
+
+    monkeypatch.setattr(kit.pipeline.runs, "retry", Together(late))
     async with at_work(kit.pipeline, max_jobs=1):
-        await held(kit, lambda hold: hold.sent and not hold.calling)
+        hold = await held(kit, lambda hold: hold.sent and not hold.calling)
         os.kill(os.getpid(), signal.SIGTERM)
+        await until(lambda: true(hold.task and hold.task.cancelling()))
+        await a_while(kit)
+        assert list(kit.pipeline.runs), "it is let go only once that is written"
+        stopped.set()
         await until(lambda: true(not list(kit.pipeline.runs)))
     row = await kit.row(session)
     assert (row.status, row.attempts, row.unknowns) == (Status.QUEUED, 1, 0)

@@ -133,6 +133,15 @@ def known(**more: object) -> Pace:
     return Pace(**{**facts, **more})  # type: ignore[arg-type]
 
 
+def learnt(pace: Pace, *, began_s: float = 1.0, took: int = 0, refused: int = FEW, began: int = 0) -> Any:
+    """What a 429 teaches, of a call that began so long ago, after so many calls of the last seconds."""
+    recent, now = Recent(), 1_000.0
+    for what, count in (("began", began), ("took", took), ("refused", refused)):
+        for _ in range(count):
+            recent.count(now, what)  # type: ignore[arg-type]
+    return pace.lowered(recent, now, began_at=now - began_s)
+
+
 def test_the_least_limit_counts() -> None:
     assert known().rate is None
     assert known(given=60.0).rate == 60
@@ -141,35 +150,33 @@ def test_the_least_limit_counts() -> None:
 
 
 def test_a_429_lowers_the_rate_by_what_the_provider_took() -> None:
-    lowered = known(taught=100.0, top=100.0).lowered(began_s=1.0, took=7, refused=3, calls_a_minute=90)
+    lowered = learnt(known(taught=100.0, top=100.0), took=7)
     assert lowered == near(70.0, 100.0)
     for took, left in ((1, WORST), (40, BEST)):
-        found = known(taught=100.0, top=100.0).lowered(began_s=1.0, took=took, refused=FEW, calls_a_minute=90)
+        found = learnt(known(taught=100.0, top=100.0), took=took)
         assert found
         assert found[0] == pytest.approx(100 * left)
 
 
 def test_the_first_429_begins_at_what_the_workers_do() -> None:
-    """And no lower than a call a second: one 429 of an idle fleet says little."""
-    assert known(workers=5).lowered(began_s=0.1, took=17, refused=FEW, calls_a_minute=600) == near(2550, 3000)
-    assert known().lowered(began_s=0.1, took=0, refused=FEW, calls_a_minute=2) == near(
-        FIRST_RATE, FIRST_RATE / BEST
-    )
-    assert known(given=6.0).lowered(began_s=0.1, took=0, refused=FEW, calls_a_minute=2) == (6.0, 6.0)
+    """And no lower than a call a second, unless the rate was given lower: 429s of an idle fleet say little."""
+    assert learnt(known(workers=5), took=17, began=100) == near(2550, 3000)
+    assert learnt(known()) == near(FIRST_RATE, FIRST_RATE / BEST)
+    assert learnt(known(given=6.0), refused=1) == near(3.0, 6.0)
 
 
 @pytest.mark.parametrize(("ago_s", "began_s"), [(ROUND_S - 1, 1.0), (20.0, 21.0)])
 def test_a_429_that_the_last_one_explains_is_no_news(ago_s: float, began_s: float) -> None:
     """Its call began before the rate was lowered, or that was just now."""
     pace = known(taught=100.0, top=100.0, lowered_at=NOW - timedelta(seconds=ago_s))
-    assert pace.lowered(began_s=began_s, took=0, refused=FEW, calls_a_minute=100) is None
+    assert learnt(pace, began_s=began_s) is None
 
 
 def test_the_rate_never_falls_below_the_least() -> None:
     """And a rate that was given lower is never raised to that."""
-    lowest = known(taught=1.0, top=100.0).lowered(began_s=1.0, took=0, refused=FEW, calls_a_minute=1)
+    lowest = learnt(known(taught=1.0, top=100.0))
     assert lowest == (LEAST_RATE, BEST * 100)
-    lower = known(taught=0.1, given=0.1, top=0.1).lowered(began_s=1.0, took=0, refused=FEW, calls_a_minute=1)
+    lower = learnt(known(taught=0.1, given=0.1, top=0.1))
     assert lower == (0.1, 0.1)
 
 
@@ -195,65 +202,65 @@ def test_a_lesson_grows_old() -> None:
 
 def test_a_429_now_and_then_is_no_lesson_but_where_calls_are_rare() -> None:
     def lowered(refused: int, workers: int, taught: float | None = None) -> object:
-        pace = known(workers=workers, taught=taught, top=taught)
-        return pace.lowered(began_s=0.1, took=0, refused=refused, calls_a_minute=100)
+        return learnt(known(workers=workers, taught=taught, top=taught), refused=refused)
 
     for taught in (None, RARE_RATE):
         assert lowered(FEW - 1, 1, taught) is None
         assert lowered(FEW, 1, taught)
-        assert lowered(1, FEW, taught)  # each worker hears of its own calls
+        assert lowered(2, FEW, taught)  # each worker hears of its own calls
+        assert lowered(1, FEW, taught) is None, "the one because of which it asks stands for itself"
     assert lowered(1, 1, RARE_RATE - 1)
-    of_many = known().lowered(began_s=0.1, took=400, refused=20, calls_a_minute=800)
+    of_many = learnt(known(), took=400, refused=20)
     assert of_many is None, "of so many calls some are always refused"
 
 
 def half_an_hour(
-    takes: Callable[[float], bool], *, demand: float = 6_000, given: float | None = None
+    takes: Callable[[float], bool], *, demand: float = 6_000, given: float | None = None, workers: int = 1
 ) -> tuple[float, float]:
     """Let workers that always have `demand` jobs a minute call; from the tenth minute on, return the calls
     that the provider took a minute, and the part that it refused.
     """
-    pace, now, carry, recent = known(given=given), 0.0, 0.0, Recent()
+    now, carry, chance = 0.0, 0.0, Random(3)
+    pace, recent = known(given=given), [Recent() for _ in range(workers)]
     took = refused = late_took = late_refused = 0
     lowered = changed = -math.inf
     while now < 1_800:
         now += 0.1
         pace = known(
-            given=given, taught=pace.taught, top=pace.top,
+            given=given, taught=pace.taught, top=pace.top, workers=workers,
             lowered_at=NOW - timedelta(seconds=min(now - lowered, 1e6)),
             changed_at=NOW - timedelta(seconds=min(now - changed, 1e6)),
             next_at=NOW + timedelta(seconds=pace.rate is not None and pace.rate < demand),
         )  # fmt: skip
         carry += min(pace.rate or demand, demand) / 600
-        is_refused = False
+        hit: Recent | None = None
         for _ in range(int(carry)):
-            good = takes(now)
-            recent.count(now, "began")
-            recent.count(now, "took" if good else "refused")
-            took, refused, is_refused = took + good, refused + (not good), is_refused or not good
+            good, own = takes(now), chance.choice(recent)
+            own.count(now, "began")
+            own.count(now, "took" if good else "refused")
+            took, refused, hit = took + good, refused + (not good), hit if good else own
         carry %= 1
-        learnt: tuple[float | None, float | None] | None
-        if is_refused:
-            learnt = pace.lowered(
-                began_s=0.05,
-                took=recent.within(now, "took", pace.lately_s),
-                refused=recent.within(now, "refused", pace.lately_s),
-                calls_a_minute=recent.within(now, "began", 10) * 6,
-            )
-            lowered, changed = (now, now) if learnt else (lowered, changed)
+        if hit:
+            lesson: tuple[float | None, float | None] | None = pace.lowered(hit, now, began_at=now - 0.05)
+            lowered, changed = (now, now) if lesson else (lowered, changed)
         else:
-            learnt = pace.raised()
-            changed = now if learnt else changed
-        if learnt:
-            pace = known(given=given, taught=learnt[0], top=learnt[1])
+            lesson = pace.raised()
+            changed = now if lesson else changed
+        if lesson:
+            pace = known(given=given, taught=lesson[0], top=lesson[1])
         if now < 600:
             late_took, late_refused = took, refused
     took, refused = took - late_took, refused - late_refused
     return took / 20, refused / (took + refused)
 
 
-@pytest.mark.parametrize(("limit", "given"), [(20, None), (300, 10_000.0), (3_000, None)])
-def test_workers_find_the_limit_of_a_provider_by_themselves(limit: int, given: float | None) -> None:
+@pytest.mark.parametrize(
+    ("limit", "given", "workers"),
+    [(20, None, 1), (300, 10_000.0, 1), (3_000, None, 1), (20, 40.0, 1), (60, None, 10)],
+)
+def test_workers_find_the_limit_of_a_provider_by_themselves(
+    limit: int, given: float | None, workers: int
+) -> None:
     """A provider that takes `limit` calls in any minute: they use most of it, and few calls are refused."""
     taken: deque[float] = deque()
 
@@ -264,15 +271,17 @@ def test_workers_find_the_limit_of_a_provider_by_themselves(limit: int, given: f
             taken.append(now)
         return good
 
-    a_minute, refused = half_an_hour(takes, given=given)
+    a_minute, refused = half_an_hour(takes, given=given, workers=workers)
     assert a_minute > 0.75 * limit
     assert refused < 0.05
 
 
-@pytest.mark.parametrize(("part", "jobs"), [(0.05, 60), (0.03, 1_000)])
-def test_429s_now_and_then_that_do_not_depend_on_the_rate_leave_most_of_it(part: float, jobs: int) -> None:
+@pytest.mark.parametrize(("part", "jobs", "workers"), [(0.05, 60, 1), (0.03, 1_000, 1), (0.01, 1_000, 10)])
+def test_429s_now_and_then_that_do_not_depend_on_the_rate_leave_most_of_it(
+    part: float, jobs: int, workers: int
+) -> None:
     chance = Random(1)
-    a_minute, _ = half_an_hour(lambda _: chance.random() > part, demand=jobs)
+    a_minute, _ = half_an_hour(lambda _: chance.random() > part, demand=jobs, workers=workers)
     assert a_minute > 0.4 * jobs
 
 

@@ -1,12 +1,14 @@
 """What a parent decides about its processes, and what their common port says, by a clock of the test's own."""
 
 import signal
+import socket
 import subprocess
 import time
+from typing import Any
 
 import pytest
 
-from genctl.services.processes import STALLED_S, Parent, Tended
+from genctl.services.processes import BEAT_S, LOOK_S, NEVER, STALLED_S, Parent, Tended
 from genctl.services.reports import Overview, ProcessReport
 
 GREEN = {"ok": True, "why": "receives are answered"}
@@ -24,13 +26,13 @@ def test_a_process_whose_loop_stands_still_for_a_minute_is_killed() -> None:
     (one,) = parent._workers
     with subprocess.Popen(["sleep", "60"]) as process:
         one.pid, one.since = process.pid, time.monotonic() - 1_000
-        parent._kill(parent._workers)
+        parent._kill()
         assert process.poll() is None, "it only starts"
         parent._beats[1] = time.monotonic() - STALLED_S + 10
-        parent._kill(parent._workers)
+        parent._kill()
         assert process.poll() is None
         parent._beats[1] -= 20
-        parent._kill(parent._workers)
+        parent._kill()
         assert process.wait(5) == -signal.SIGKILL
 
 
@@ -40,11 +42,36 @@ def test_after_the_grace_only_those_that_were_told_to_end_are_killed() -> None:
     with subprocess.Popen(["sleep", "60"]) as port, subprocess.Popen(["sleep", "60"]) as worker:
         for one, process in zip(parent._all, (port, worker), strict=True):
             one.pid, one.since = process.pid, time.monotonic()
-        parent._kill_at = time.monotonic() - 1
-        parent._kill(parent._all[1:])
+        parent._end(parent._all[1], signal.SIGCONT, 0.0)
+        parent._kill()
         assert worker.wait(5) == -signal.SIGKILL
         assert port.poll() is None
         port.kill()
+
+
+def test_the_parent_wakes_when_it_is_time_to_kill_and_not_all_the_time_while_the_first_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parent = Parent(2, lambda _: pytest.fail("nothing is forked here"), port=None, grace_s=0, drains=False)
+    waits: list[float] = []
+
+    def select(*given: Any) -> tuple[list[int], list[int], list[int]]:
+        waits.append(given[-1])
+        return [], [], []
+
+    monkeypatch.setattr("select.select", select)
+    (one, other), (waking, wake) = parent._workers, socket.socketpair()
+    with waking, wake, subprocess.Popen(["sleep", "60"]) as process:
+        one.pid, one.since = process.pid, time.monotonic()
+        parent._wait(waking)
+        assert waits.pop() == LOOK_S
+        other.due = NEVER
+        parent._wait(waking)
+        assert waits.pop() == BEAT_S
+        one.kill_at = time.monotonic() + BEAT_S / 2
+        parent._wait(waking)
+        assert LOOK_S <= waits.pop() <= BEAT_S / 2
+        process.kill()
 
 
 def test_the_common_port_is_red_while_one_worker_is_and_when_none_has_worked_for_a_minute() -> None:

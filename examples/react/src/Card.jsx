@@ -2,13 +2,13 @@
 
 import { memo, useEffect, useRef } from 'react';
 
-import { headline, pictures, refund, sentence, standing, waiting } from '../../../src/genctl/page/words.js';
+import { headline, pictures, refund, sentence, STANDING, standing, waiting } from '../../../src/genctl/page/words.js';
 
 export const Card = memo(function Card({ card, open }) {
   const [picture] = pictures(card, Date.now());
   return (
     <li data-session-id={card.sessionId ?? ''} data-status={card.status}>
-      <p>{standing(card)}</p>
+      <p>{STANDING[standing(card)]}</p>
       {card.status === 'failed' && <Failure details={card.errorDetails} />}
       {card.status === 'completed' && picture && <img src={picture.url} alt={card.prompt ?? ''} />}
       {!['failed', 'completed'].includes(card.status) && <p>{waiting(card, null, Date.now())}</p>}

@@ -19,19 +19,14 @@ class Together(Generic[K, V]):
     A lone item goes at once, with those of the same turn of the loop. While a call is under way, or began
     less than `PACE_S` ago, the next items wait and go together: the more there is to do, the larger the
     calls. They wait for the call to end, but not for long, or until they are `most`: then there may be
-    `MOST_LANES` calls. With `within_s` the first item waits so long for company. `work` returns a result for
-    each item, in order; only the caller of an item gets an exception among them.
+    `MOST_LANES` calls. `work` returns a result for each item, in order; only the caller of an item gets an
+    exception among them.
     """
 
     def __init__(
-        self,
-        work: Callable[[list[K]], Awaitable[Sequence[V | Exception]]],
-        *,
-        within_s: float = 0.0,
-        most: int = 100,
+        self, work: Callable[[list[K]], Awaitable[Sequence[V | Exception]]], *, most: int = 100
     ) -> None:
         self._work = work
-        self._within_s = within_s
         self._most = most
         self._waiting: list[tuple[K, asyncio.Future[V]]] = []
         self._timer: asyncio.Handle | None = None
@@ -45,13 +40,13 @@ class Together(Generic[K, V]):
         if len(self._waiting) >= self._most:
             self._go()
         elif self._timer is None:
-            self._wait(self._within_s)
+            self._wait()
         return future
 
-    def _wait(self, within_s: float = 0.0) -> None:
+    def _wait(self) -> None:
         loop = asyncio.get_running_loop()
         apart_s = PATIENCE_S if self._under_way else PACE_S
-        wait_s = max(within_s, self._began_at + apart_s - loop.time())
+        wait_s = self._began_at + apart_s - loop.time()
         self._timer = loop.call_later(wait_s, self._go) if wait_s > 0 else loop.call_soon(self._go)
 
     def _go(self) -> None:

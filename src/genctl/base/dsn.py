@@ -1,12 +1,12 @@
 """Check a PostgreSQL URL, show it without its secrets, name it for people."""
 
 import os
-import pwd
 import re
 import socket
 from functools import lru_cache
 from urllib.parse import parse_qsl, unquote
 
+from genctl.base import trust
 from genctl.domain.masking import MASK, without_secret_parameters
 
 EXPECTED = "a URL such as postgresql://user@host:5432/name (percent-encode / @ % and blanks in a password)"
@@ -68,14 +68,7 @@ def place(url: str) -> tuple[str, str]:
     host = unquote(match["hosts"] or "") or query.get("host") or env.get("PGHOST") or "localhost"
     user = unquote(match["user"] or "") or query.get("user") or env.get("PGUSER")
     name = unquote(match["name"] or "") or query.get("dbname") or env.get("PGDATABASE") or user
-    return host, name or _own_name()
-
-
-def _own_name() -> str:
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:  # a container whose user has no name
-        return "postgres"
+    return host, name or trust.user_name(os.geteuid())
 
 
 def is_abandoned(url: str) -> bool:

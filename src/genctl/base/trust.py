@@ -30,7 +30,7 @@ def check(file: Path, otherwise: str, *, folders: bool = True) -> None:
 def _objection(found: os.stat_result) -> str:
     """Say why somebody else may have written a file or folder; an empty text where only we or root can."""
     if found.st_uid not in {os.geteuid(), _ROOT}:
-        return f"belongs to another user ({_name(found.st_uid)})"
+        return f"belongs to another user ({user_name(found.st_uid)})"
     if stat.S_ISLNK(found.st_mode):  # all may write to any link, and change none
         return ""
     sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX  # /tmp: all write, each its own
@@ -49,7 +49,8 @@ def _is_private(gid: int) -> bool:
     return group.gr_name == user.pw_name and not {*group.gr_mem} - {user.pw_name}
 
 
-def _name(uid: int) -> str:
+def user_name(uid: int) -> str:
+    """Return the name of a user; a container's may have only a number."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -25,7 +25,7 @@ LIVE_S = 30.0  # a worker that was not seen for longer has died
 STEADY_S = 15.0  # no call begins on a share of the calls at once that is older
 
 LEAST_RATE, MOST_RATE = 1.0, 100_000.0  # what 429s may teach, in calls a minute
-FIRST_RATE = 60.0  # the first lesson teaches no less: 429s may speak of a busy provider, not of us
+FIRST_RATE = 60.0  # a first lesson from above teaches no less: 429s may speak of a busy provider, not of us
 LATELY_S = 30.0  # of the calls of so long, at most, a lesson is learnt
 FEW = 3  # fewer 429s of them are no lesson, likewise
 FEW_OF = 0.05  # nor are 429s of a smaller part of them
@@ -157,41 +157,31 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     def _until(self, moment: datetime | None) -> float:
         return max(0.0, (moment - self.read_at).total_seconds()) if moment else 0.0
 
-    @property
-    def lately_s(self) -> float:
-        """Return for how long we look back at calls: to the last lesson, and not further than LATELY_S."""
-        return min(self._since(self.lowered_at), LATELY_S)
-
     def _since(self, moment: datetime | None) -> float:
         return (self.read_at - moment).total_seconds() if moment else math.inf
 
-    def lowered(
-        self, *, began_s: float, took: int, refused: int, calls_a_minute: float
-    ) -> tuple[float, float] | None:
-        """Say what a 429 teaches, as a rate and its top; None: it is no news.
+    def lowered(self, recent: "Recent", now: float, *, began_at: float) -> tuple[float, float] | None:
+        """Say what a 429 teaches, as a rate and its top, by our recent calls; None: it is no news.
 
-        `began_s`: how long ago its call began; `took`, `refused`: how many of our calls since `lately_s` the
-        provider took, and refused as too many; `calls_a_minute`: our own.
+        `began_at` is when its call began, on their clock.
         """
         since_s = self._since(self.lowered_at)
-        if since_s < ROUND_S or since_s < began_s:
+        if since_s < max(ROUND_S, now - began_at):
             return None
-        is_rare = self.taught is not None and self.taught < RARE_RATE
-        if refused * self.workers < FEW and not is_rare:  # each hears of its own calls
+        was, workers = self.rate or math.inf, max(1, self.workers)
+        lately_s = min(since_s, LATELY_S)
+        took, refused = recent.within(now, "took", lately_s), recent.within(now, "refused", lately_s)
+        # ours stand for the others', of which we do not hear, but for the 429 because of which we ask
+        took, refused = took * workers, 1 + (refused - 1) * workers
+        if refused < max(1 if was < RARE_RATE else FEW, FEW_OF * (took + refused)):
             return None
-        part = took / max(1, took + refused)
-        if part > 1 - FEW_OF:
-            return None
-        was = self.rate
+        least = LEAST_RATE
         if self.taught is None:
-            made = max(calls_a_minute * max(1, self.workers), FIRST_RATE / BEST)
-            was = min(made, was) if was is not None else made
-        assert was is not None  # noqa: S101 - made of one of the two
-        rate = was * min(max(part, WORST), BEST)
-        if self.taught is None:
-            rate = max(rate, min(FIRST_RATE, was))
-        top = max(was, (self.top or 0.0) * BEST)
-        return max(rate, min(LEAST_RATE, was)), top
+            calls_a_minute = recent.within(now, "began", ROUND_S) * 60 / ROUND_S * workers
+            was = min(was, max(calls_a_minute, FIRST_RATE / BEST))
+            least = FIRST_RATE if was > FIRST_RATE else LEAST_RATE
+        rate = was * min(max(took / (took + refused), WORST), BEST)
+        return max(rate, min(least, was)), max(was, (self.top or 0.0) * BEST)
 
     def raised(self) -> tuple[float | None, float | None] | None:
         """Say what a while without a 429 teaches, likewise; (None, None): there is no limit any more.

@@ -11,7 +11,7 @@ import { createStore } from './store.js';
 import { byEventSource, byFetch, follow } from './stream.js';
 import { shared, whileVisible } from './tabs.js';
 import { draft, tellSignIn, unsent } from './typed.js';
-import { amount, asSentence, behind, closed, CONNECTION, count, kindOf, minute } from './words.js';
+import { amount, asSentence, behind, closed, CONNECTION, count, minute, standing } from './words.js';
 
 const { tool = '' } = document.documentElement.dataset;
 const { price = '' } = document.body.dataset;
@@ -220,7 +220,7 @@ function renderTop({ list: is, connection, user, balance, held }) {
 /** @param {readonly Card[]} cards */
 function renderFilter(cards) {
   const of = { waiting: 0, completed: 0, failed: 0, cancelled: 0 };
-  for (const card of cards) of[kindOf(card)] += 1;
+  for (const is of cards.map(standing)) of[is === 'completed' || is === 'failed' || is === 'cancelled' ? is : 'waiting'] += 1;
   const kinds = Object.values(of).filter(Boolean).length;
   const chosen = /** @type {keyof of | ''} */ (part(document, '#cards').dataset.filter ?? '');
   show('#filter', kinds > 1 || chosen !== '');

@@ -1,7 +1,7 @@
 /** One card: built once from its template, then filled from its state. Text goes in as text only. */
 
 /** @import {Card, Gate} from './types.js' */
-import { ago, clock, count, headline, isCancelled, kindOf, minute, pictures, refund, sentence, standing, titled, waiting } from './words.js';
+import { ago, clock, count, headline, minute, pictures, refund, sentence, STANDING, standing, titled, waiting } from './words.js';
 
 /** @typedef {{now: number, gate: Gate | null}} Moment what a card depends on beside itself */
 /** @typedef {(what: 'open' | 'resend' | 'discard', card: Card) => void} Wish */
@@ -59,7 +59,7 @@ export function cardView(wish) {
       if (shown && shown.status !== card.status) element.classList.add('flipped');
       put(element.dataset, 'status', card.status);
       put(element.dataset, 'sessionId', card.sessionId ?? '');
-      put(element.dataset, 'kind', kindOf(card));
+      put(element.dataset, 'standing', standing(card));
       showStatus(status, card);
       setText(button, titled(card));
       setText(model, card.model ?? '');
@@ -67,7 +67,7 @@ export function cardView(wish) {
       hide(unsent, card.status !== 'unsent', button);
       put(failure, 'hidden', card.status !== 'failed');
       if (card.status === 'failed') {
-        showIcon(part(failure, '.headline'), isCancelled(card) ? 'cancelled' : 'failed');
+        showIcon(part(failure, '.headline'), standing(card));
         setText(part(failure, '.headline span'), headline(card.errorDetails));
         setText(part(failure, '.sentence'), sentence(card.errorDetails));
         showRefund(failure, card.errorDetails, moment.now);
@@ -89,8 +89,8 @@ export function cardView(wish) {
  * @param {Card} card
  */
 export function showStatus(root, card) {
-  showIcon(root, isCancelled(card) ? 'cancelled' : card.status);
-  setText(part(root, 'span'), standing(card));
+  showIcon(root, standing(card));
+  setText(part(root, 'span'), STANDING[standing(card)]);
 }
 
 /**

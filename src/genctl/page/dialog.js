@@ -3,7 +3,7 @@
 /** @import {Card, RefusedImage} from './types.js' */
 /** @import {Shot} from './words.js' */
 import { hide, part, put, setText, showRefund, showStatus } from './card.js';
-import { clock, gallery, headline, kindOf, minute, missing, sentence, titled } from './words.js';
+import { clock, gallery, headline, minute, missing, sentence, standing, titled } from './words.js';
 
 /** @typedef {{label: string, text: string, title?: string}} Fact */
 /** @typedef {{again: (card: Card) => void, retry: (card: Card) => void, cancel: (card: Card) => Promise<string | null>}} Wishes */
@@ -54,7 +54,7 @@ export function detailsDialog(wishes, price) {
     shown = card;
     const details = card.errorDetails ?? {};
     const failed = card.status === 'failed';
-    Object.assign(dialog.dataset, { status: card.status, kind: kindOf(card) });
+    Object.assign(dialog.dataset, { status: card.status, standing: standing(card) });
     showStatus(part(dialog, '.status'), card);
     setText(part(dialog, 'h2'), failed ? headline(card.errorDetails) : titled(card));
     put(part(dialog, '.sentence'), 'hidden', !failed);

@@ -4,14 +4,15 @@
 
 /** @typedef {Partial<ErrorDetails> | null} Details */
 
-/** @type {Record<CardStatus, string>} */
-const STATUS = {
+/** @type {Record<ReturnType<typeof standing>, string>} */
+export const STANDING = {
   sending: 'Sending',
   unsent: 'Not sent',
   queued: 'Queued',
   processing: 'Processing',
   completed: 'Completed',
   failed: 'Failed',
+  cancelled: 'Cancelled',
 };
 
 /** @type {Record<Connection['is'], string>} */
@@ -52,24 +53,13 @@ export function sentence(details) {
   return details?.userMessage || 'No reason was given.';
 }
 
-/** A person did not want it any more: an end, but no trouble. @param {Pick<Card, 'status' | 'errorDetails'>} card */
-export function isCancelled({ status, errorDetails }) {
-  return status === 'failed' && errorDetails?.category === 'cancelled';
-}
-
-/** How a card stands, in a word. @param {Pick<Card, 'status' | 'errorDetails'>} card */
-export function standing(card) {
-  return isCancelled(card) ? 'Cancelled' : STATUS[card.status];
-}
-
 /**
- * The kind by which a person filters: whoever cancels an image does not look for it among the failures.
+ * How a card stands: a person who has cancelled an image does not look for it among the failures.
  * @param {Pick<Card, 'status' | 'errorDetails'>} card
- * @returns {'waiting' | 'completed' | 'failed' | 'cancelled'}
+ * @returns {CardStatus | 'cancelled'}
  */
-export function kindOf(card) {
-  if (isCancelled(card)) return 'cancelled';
-  return card.status === 'completed' || card.status === 'failed' ? card.status : 'waiting';
+export function standing({ status, errorDetails }) {
+  return status === 'failed' && errorDetails?.category === 'cancelled' ? 'cancelled' : status;
 }
 
 /**
@@ -99,9 +89,9 @@ export function titled({ prompt }) {
 export function announcement(card) {
   const prompt = `“${titled(card).slice(0, 80)}”`;
   if (card.status === 'unsent') return [`${prompt} was not sent.`, card.problem].filter(Boolean).join(' ');
-  if (card.status !== 'failed') return `${prompt}: ${STATUS[card.status].toLowerCase()}.`;
+  if (card.status !== 'failed') return `${prompt}: ${STANDING[card.status].toLowerCase()}.`;
   const credits = refund(card.errorDetails);
-  if (isCancelled(card)) return [`${prompt} was cancelled`, credits?.words].filter(Boolean).map((part) => asSentence(String(part))).join(' ');
+  if (standing(card) === 'cancelled') return [`${prompt} was cancelled`, credits?.words].filter(Boolean).map((part) => asSentence(String(part))).join(' ');
   const parts = [`${prompt} failed: ${headline(card.errorDetails)}`, sentence(card.errorDetails), credits?.words];
   return parts.filter(Boolean).map((part) => asSentence(String(part))).join(' ');
 }
@@ -113,7 +103,7 @@ export function announcement(card) {
 export function summary(cards) {
   if (cards.length === 1 && cards[0]) return announcement(cards[0]);
   const failed = cards.filter(({ status }) => status === 'failed');
-  const cancelled = failed.filter(isCancelled).length;
+  const cancelled = failed.filter((card) => standing(card) === 'cancelled').length;
   const completed = cards.filter(({ status }) => status === 'completed').length;
   const unsent = cards.filter(({ status }) => status === 'unsent').length;
   const others = cards.length - failed.length - completed - unsent;

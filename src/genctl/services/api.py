@@ -52,13 +52,9 @@ SEND_WITHIN_S = 5.0
 SHORT_S = 0.3  # how long an order waits for a queue for which another one has waited in vain
 PAGE_SIZE, LARGEST_PAGE = 50, 200
 MOST_FIELDS, LONGEST_FIELD = 100, 100  # of an order: what may be meant by each unknown one is looked for
-HEADERS = (
-    "Authorization",
-    "Content-Type",
-    "Idempotency-Key",
-    "Last-Event-ID",
-)  # that pages of others may send
+HEADERS = ("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID")  # that other pages may send
 
+_ID = re.compile(r"(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 log = structlog.stdlib.get_logger()
 
 
@@ -285,12 +281,10 @@ class Api:
         """
         nonce = request.query_params.get("nonce")
         proof = {"proof": self.prove(nonce[:64], request.scope["server"][1])} if nonce else {}
-        if crowd := self.db.used_up():
-            log.warning("api.not_ready", why=crowd)
-            return answer({"ready": False, "why": crowd} | proof, 503)
-        if trouble := self.bridge.trouble():
-            log.warning("api.not_ready", why=trouble)  # throttled: anybody may ask
-            return answer({"ready": False, "why": STREAMS} | proof, 503)
+        crowd = self.db.used_up()
+        if why := crowd or self.bridge.trouble():
+            log.warning("api.not_ready", why=why)  # throttled: anybody may ask
+            return answer({"ready": False, "why": crowd or STREAMS} | proof, 503)
         return answer({"ready": True} | proof)
 
     async def show_metrics(self, _: Request) -> Response:
@@ -417,9 +411,7 @@ def _number(text: str) -> int:
 
 def _uuid(text: str | None) -> UUID | None:
     """Read an id as we write it; UUID takes many other forms."""
-    return (
-        UUID(text) if text and re.fullmatch(r"(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text) else None
-    )
+    return UUID(text) if text and _ID.fullmatch(text) else None
 
 
 def _bad(code: str, message: str, fix: str) -> GenctlError:

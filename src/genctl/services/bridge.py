@@ -126,7 +126,6 @@ class Bridge:
     async def _listen(self) -> None:
         if self._listen_dsn is None:
             self._connected(None)
-            self._next()
             return
         attempt = 0
         while True:
@@ -196,13 +195,13 @@ class Bridge:
             self._want(self.feeds.of)
 
     async def _watch(self) -> None:
-        """Probe whoever tells us of changes after a while of silence, and judge the freshness again."""
+        """Probe whoever tells us of changes after trouble or silence, and judge the freshness again."""
         while True:
             await asyncio.sleep(WATCH_S)
-            one = self._listener
+            one, doubts = self._listener, self._trouble or self._silent_s >= SILENCE_S
             if one and one.is_asked and time.monotonic() - one.asked_at > listener.PROBE_S:
                 one.cut()
-            elif self._may_be_proven and not self._look and self._silent_s >= SILENCE_S:
+            elif doubts and self._may_be_proven and not (self._look or self._pause):
                 self._begin({}, set())  # about nobody
             self._judge()
 
@@ -262,8 +261,6 @@ class Bridge:
                 backstopped = self._unannounced & wanting.keys()
                 self._unannounced -= backstopped  # now: a NOTIFY that comes meanwhile is for the next look
                 self._begin(wanting, backstopped)
-        if self._trouble and self._may_be_proven and not self._look and not self._pause:
-            self._begin({}, set())  # nobody is left for whom we would look again
 
     def _begin(self, wanting: dict[str, list[OpenStream]], unannounced: set[str]) -> None:
         one = self._listener

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ from genctl.services.metrics import WorkerMetrics
 from genctl.services.reports import ProcessReport, Reports, report_of, show
 
 BEAT_S = 1.0
+LOOK_S = 0.05  # between looks whether the first works, for which the others wait
 STALLED_S = 60.0  # without a beat: its leases have passed to others long ago
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0  # before a process is started again
 WELL_AFTER_S = 60.0  # of life the pauses begin anew
@@ -44,24 +45,22 @@ Work = Coroutine[Any, Any, None]
 log = structlog.stdlib.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
 class Forked:
     """Join a process to its parent; it is one of `count` workers."""
 
-    def __init__(
-        self, number: int, count: int, parent: int, beats: "memoryview[float]", reports: Reports | None
-    ) -> None:
-        self.number = number
-        self.count = count
-        self._parent = parent
-        self._beats = beats
-        self._reports = reports
+    number: int
+    count: int
+    parent: int  # its pid
+    beats: "memoryview[float]"
+    reports: Reports | None
 
     def joined(self, liveness: Liveness, metrics: WorkerMetrics) -> AbstractAsyncContextManager[None]:
         """Be at work, and report how this worker stands."""
 
         def report() -> None:
-            if self._reports:
-                self._reports.send(report_of(self.number, liveness, metrics))
+            if self.reports:
+                self.reports.send(report_of(self.number, liveness, metrics))
 
         return self.at_work(report)
 
@@ -75,8 +74,8 @@ class Forked:
             beating.cancel()
 
     async def _beat(self, report: Callable[[], None]) -> None:
-        while os.getppid() == self._parent:
-            self._beats[self.number] = time.monotonic()
+        while os.getppid() == self.parent:
+            self.beats[self.number] = time.monotonic()
             report()
             await asyncio.sleep(BEAT_S)
         log.warning("process.parent.gone", process=self.number)
@@ -91,6 +90,7 @@ class Tended:
     pid: int = 0  # 0: it does not run
     since: float = 0.0  # monotonic
     due: float = 0.0  # monotonic: when to start it
+    kill_at: float = NEVER  # monotonic: it was told to end
     early_ends: int = 0
 
     def pause_s(self, lived_s: float) -> float:
@@ -116,7 +116,6 @@ class Parent:
         # of the processes by their numbers; monotonic, 0 before the first
         self._beats = memoryview(mmap.mmap(-1, 8 * (count + 1))).cast("d")
         self._signals = self._words = 0
-        self._kill_at = NEVER  # monotonic
         self._code = 0
 
     def heed(self, _: int) -> None:
@@ -137,14 +136,14 @@ class Parent:
                 self._wait(waking)
                 if self._signals > self._words:
                     self._stop()
-                self._kill(self._workers)
-            self._words, self._kill_at = max(self._words, 1), time.monotonic() + PORT_S
-            left = [one for one in self._all if one.pid]  # the one with the port
-            for one in left:
-                os.kill(one.pid, signal.SIGTERM)
-            while any(one.pid for one in left):
+                self._kill()
+            self._words = max(self._words, 1)
+            for one in self._all:
+                if one.pid:  # it has the port
+                    self._end(one, signal.SIGTERM, PORT_S)
+            while any(one.pid for one in self._all):
                 self._wait(waking)
-                self._kill(left)
+                self._kill()
             signal.set_wakeup_fd(-1)
         return self._code
 
@@ -179,15 +178,15 @@ class Parent:
             if self._signals > self._words:  # it was told to stop before it could listen
                 os._exit(0)
             return Forked(one.number, len(self._workers), parent, self._beats, self._reports)
-        one.pid, one.since = pid, time.monotonic()
+        one.pid, one.since, one.kill_at = pid, time.monotonic(), NEVER
         log.info("process.started", process=one.number, pid=pid)
         return None
 
     def _wait(self, waking: socket.socket) -> None:
         """Wait for a signal, at most a beat, and bury those that have ended."""
-        now = time.monotonic()
-        soon = [one.due - now for one in self._all if not one.pid and not self._words]
-        if select.select([waking], [], [], max(0.0, min([BEAT_S, *soon])))[0]:
+        due = [one.kill_at if one.pid else one.due for one in self._all if one.pid or not self._words]
+        wait_s = min(due, default=NEVER) - time.monotonic()
+        if select.select([waking], [], [], max(LOOK_S, min(BEAT_S, wait_s)))[0]:
             waking.recv(4096)
         for one in self._all:
             if one.pid:
@@ -219,18 +218,21 @@ class Parent:
 
     def _stop(self) -> None:
         self._words += 1
-        within_s = self._grace_s + LATE_S if self._words == 1 else AT_ONCE_S
-        self._kill_at = min(self._kill_at, time.monotonic() + within_s)
+        first = signal.SIGTERM, self._grace_s + LATE_S
         for one in self._workers:
             if one.pid:
-                os.kill(one.pid, signal.SIGTERM if self._words == 1 else LET_GO)
+                self._end(one, *(first if self._words == 1 else (LET_GO, AT_ONCE_S)))
 
-    def _kill(self, told: Sequence[Tended]) -> None:
-        """Kill what stands still, and after the grace what is left of those that were told to end."""
+    def _end(self, one: Tended, word: signal.Signals, within_s: float) -> None:
+        os.kill(one.pid, word)
+        one.kill_at = min(one.kill_at, time.monotonic() + within_s)
+
+    def _kill(self) -> None:
+        """Kill what stands still, and what was told to end and has not."""
         now = time.monotonic()
         for one in self._all:
             silent_s = now - max(self._beats[one.number], one.since)
-            is_late = now > self._kill_at and one in told
-            if one.pid and (is_late or (self._works(one) and silent_s > STALLED_S)):
+            if one.pid and (now >= one.kill_at or (self._works(one) and silent_s > STALLED_S)):
                 log.warning("process.killed", process=one.number, silentS=round(silent_s, 1))
                 os.kill(one.pid, signal.SIGKILL)
+                one.kill_at = now + BEAT_S  # the system may need a moment

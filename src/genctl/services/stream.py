@@ -170,7 +170,6 @@ class OpenStream(asyncio.Protocol):
         """Cut the connection: closing it would wait for a reader that does not read."""
         self._is_open = False
         self.transport.abort()
-        self._left(self)
 
     def _write(self, text: bytes) -> None:
         self.transport.write(b"%x\r\n%b\r\n" % (len(text), text) if self._chunked else text)

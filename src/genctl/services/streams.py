@@ -84,8 +84,6 @@ class Streams:
 
     def _left(self, release: Callable[[], None], stream: OpenStream) -> None:
         """Forget a stream whose connection is gone."""
-        if stream not in self._open:  # we have cut it, and now its connection is lost
-            return
         self._open.remove(stream)
         release()
         self.metrics.streams.dec()

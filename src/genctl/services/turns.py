@@ -320,10 +320,7 @@ class Turns:
     async def _teach(self, found: Pace, now: float) -> None:
         lesson, self._lesson = self._lesson, None
         if lesson:
-            began_s, lately = now - lesson.began_at, self._recent.within(now, "began", 10) * 6
-            took = self._recent.within(now, "took", found.lately_s)
-            refused = self._recent.within(now, "refused", found.lately_s)
-            if learnt := found.lowered(began_s=began_s, took=took, refused=refused, calls_a_minute=lately):
+            if learnt := found.lowered(self._recent, now, began_at=lesson.began_at):
                 await self._turn(found, learnt, lesson.code)
         elif raised := found.raised():
             await self._turn(found, raised, None)

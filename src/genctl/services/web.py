@@ -12,13 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from genctl.base.hidden import hide
 from genctl.domain.model import GenctlError
-from genctl.edges.db_errors import (
-    NO_ACCOUNT,
-    ConflictError,
-    DatabaseGoneError,
-    DataRefusedError,
-    LockedError,
-)
+from genctl.edges.db_errors import NO_ACCOUNT, ConflictError, DatabaseGoneError, DataRefusedError, LockedError
 from genctl.services.metrics import Metrics
 from genctl.services.site import Front
 

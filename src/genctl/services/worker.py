@@ -11,7 +11,6 @@ import structlog
 
 from genctl import gate
 from genctl.base import children
-from genctl.base.batch import Together
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, LeaseLostError, Status
 from genctl.edges import migrate
@@ -78,7 +77,7 @@ class Worker:
         self._asked = 0  # messages that receives under way may bring
         self._full = asyncio.Event()  # the last answer was full, so there are more messages
         self._over = False  # the first receiver has ended
-        self._troubles = Together(self._tell_troubles, within_s=COMPANY_S, most=10_000)
+        self._troubles: dict[tuple[str, str], list[str]] = {}  # the jobs that have met each, not yet logged
         self.liveness = Liveness()
         self.metrics = metrics
         self.gatekeeper = Gatekeeper(
@@ -321,7 +320,7 @@ class Worker:
         except GenctlError as error:  # the message comes back, and the row says what to do
             if self.ending.is_told:
                 await self.hands.show([taken])
-            await self._troubles((taken.name, error))
+            await self._tell(error, taken.name)
         except Exception:  # a bug in one job must not end the others
             log.exception("job.bug", messageId=taken.name)
 
@@ -334,14 +333,16 @@ class Worker:
         if row and row.status is Status.QUEUED:  # its message may be hidden for longer than it has to wait
             await send_jobs([row], db=self.pipeline.db, queue=self.pipeline.queue, tool=taken.job.tool)
 
-    async def _tell_troubles(self, met: list[tuple[str, GenctlError]]) -> list[None]:
-        """Log each error once, however many jobs have met it."""
-        ids: dict[tuple[str, str], list[str]] = {}
-        for message_id, error in met:
-            ids.setdefault((error.message, error.fix), []).append(message_id)
-        for (text, fix), those in ids.items():
-            log.warning("job.trouble", jobs=len(those), messageIds=those[:TOLD], error=text, fix=fix)
-        return [None for _ in met]
+    async def _tell(self, error: GenctlError, job: str) -> None:
+        """Log the error once, however many jobs have met it meanwhile."""
+        met = error.message, error.fix
+        self._troubles.setdefault(met, []).append(job)
+        try:
+            await asyncio.sleep(COMPANY_S)
+        finally:
+            if jobs := self._troubles.pop(met, []):  # the first of them
+                told = {"jobs": len(jobs), "messageIds": jobs[:TOLD], "error": met[0], "fix": met[1]}
+                log.warning("job.trouble", **told)
 
     async def _change(self, timeout_s: float | None = None) -> None:
         """Wait until a job or a receive ends or a signal comes, at most so long."""
