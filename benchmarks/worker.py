@@ -343,6 +343,9 @@ if __name__ == "__main__":
     asks.add_argument("what", nargs="*", help=f"scale, pgbench, or some of {', '.join(CONTENDERS)}")
     asks.add_argument("--rounds", type=int, default=ROUNDS)
     asks.add_argument("--draw", action="store_true", help="write worker-rate.svg and worker-cpu.svg")
+    wish = asks.parse_args()
+    if wish.what not in (["scale"], ["pgbench"]) and (unknown := {*wish.what} - {*CONTENDERS}):
+        asks.error(f"no contender {min(unknown)}; there are {', '.join(CONTENDERS)}")
     log.configure("json", "critical")
     stage.needs_npm()
-    sys.exit(asyncio.run(measured(asks.parse_args())))
+    sys.exit(asyncio.run(measured(wish)))
