@@ -32,7 +32,7 @@ writable: # all but the demo keep or make something in the checkout
 	@GOAL='$(GOAL)' .ci/writable .
 
 test: writable $(READY) ## all tests; with GENCTL_TEST_REQUIRE=all a left-out one is a failure
-	$(BIN)/python -m pytest -n 10  # they mostly wait: ten at once keep two cores busy
+	$(BIN)/python -m pytest -n 12  # they often wait: twelve at once keep two cores busy
 
 explore: writable $(READY) ## the invariants on new examples: each run draws others, and prints how to play a failure again
 	GENCTL_TEST_INTERLEAVINGS=$${GENCTL_TEST_INTERLEAVINGS:-100} $(BIN)/python -m pytest -n 8 --hypothesis-profile=explore $$(grep -rlE '^(from|import) hypothesis' tests --include='test_*.py')
