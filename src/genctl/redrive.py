@@ -29,8 +29,8 @@ from genctl.ledger import WAIT_S, AccountLockedError, movement
 from genctl.pipeline import Pipeline
 
 ACCOUNT_LOCKED = "its user's account is locked"
-ROW_LOCKED = "another transaction holds a lock"
-LOCKED = (ACCOUNT_LOCKED, ROW_LOCKED)
+LOCK_HELD = "another transaction holds a lock"
+LOCKED = (ACCOUNT_LOCKED, LOCK_HELD)
 NOT_QUEUED = "could not be queued"
 
 log = structlog.stdlib.get_logger()
@@ -165,7 +165,7 @@ async def _tried(
             return first | await _tried(rows[half:], pipeline, terms, give_up_at)
         ids = [row.id for row in rows]
         if is_locked:
-            return dict.fromkeys(ids, ACCOUNT_LOCKED if isinstance(error, AccountLockedError) else ROW_LOCKED)
+            return dict.fromkeys(ids, ACCOUNT_LOCKED if isinstance(error, AccountLockedError) else LOCK_HELD)
         log.warning("redrive.refused", sessionId=ids[0], error=error.message, fix=error.fix)
         return {ids[0]: f"{error.message}: {error.fix}" if error.fix else NOT_QUEUED}
 

@@ -23,7 +23,7 @@ from genctl.ledger import AccountLockedError
 from genctl.ops.bulk import Errand, recorded
 from genctl.ops.sampling import Survey
 from genctl.pipeline import Pipeline
-from genctl.redrive import ACCOUNT_LOCKED, ROW_LOCKED, RedrivenLetter, begin, chosen, send
+from genctl.redrive import ACCOUNT_LOCKED, LOCK_HELD, RedrivenLetter, begin, chosen, send
 from genctl.tools.found import Tools
 
 LANES = 2  # batches under way at once
@@ -125,8 +125,8 @@ class Redriven(msgspec.Struct):
 
     def still_locked(self, again: Callable[..., str]) -> LockedError | None:
         """Make the error about what was locked; `again` writes the command for when the lock is gone."""
-        if rows := self.tally.skipped.get(ROW_LOCKED):
-            return LockedError(f"{many(rows, 'job')} left in the DLQ: {ROW_LOCKED}", again())
+        if rows := self.tally.skipped.get(LOCK_HELD):
+            return LockedError(f"{many(rows, 'job')} left in the DLQ: {LOCK_HELD}", again())
         if not (jobs := self.tally.skipped.get(ACCOUNT_LOCKED)):
             return None
         user = min(self.stuck)
