@@ -42,7 +42,7 @@ def raw(path: Path) -> str:
 
 
 async def exported(kit: Kit, path: Path) -> dict[str, Any]:
-    return await ops.export(kit.settings, Choice(), path, again, terminal.progress)
+    return await ops.export(kit.settings, Choice(), path, again, terminal.progress, terminal.note)
 
 
 async def test_an_export_holds_every_message_once_and_leaves_all_in_the_dlq(kit: Kit, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ async def selects_nothing(kit: Kit, choice: Choice, path: Path) -> None:
     assert (await redriven(kit, choice)).tally.redriven == 0
     assert (await look_at(kit.settings, choice, terminal.progress, pytest.fail)).letters == []
     again = ASKED.again
-    done = await export.export(kit.settings, choice, path, again, terminal.progress)
+    done = await export.export(kit.settings, choice, path, again, terminal.progress, terminal.note)
     assert done["exported"] == 0
     async with Survey.over(kit.pipeline.dlq, bounded=True) as over:
         await export.delete(over, kit.db, choice, None, lambda _: None, gone := {"meant": 0, "discarded": 0})

@@ -59,7 +59,7 @@ async def export(
     path: Path,
     again: Callable[..., str],
     progress: Progress,
-    note: Note = lambda _: None,
+    note: Note,
 ) -> dict[str, Any]:
     """Write the chosen messages to a file and leave them in the DLQ; `again` writes the command for another.
 
