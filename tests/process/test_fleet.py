@@ -58,8 +58,9 @@ def completed(place: Place) -> int:
 def test_five_workers_keep_one_rate_while_one_is_killed_and_one_joins(place: Place) -> None:
     """No stretch of time has more calls than the rate allows it, and the rate is used."""
     before = len(place.simulator.events("simulator.asked"))
-    place.enqueue(count=JOBS, grant=JOBS * TOOL.price)
     with fleet(place, 5, GENCTL_RATE=str(RATE)) as workers:
+        # not before all are there: alone, the first would take the jobs of the others, and be killed with them
+        place.enqueue(count=JOBS, grant=JOBS * TOOL.price)
         until_sync(lambda: completed(place) >= JOBS // 4, within_s=JOBS)
         workers[0].end(signal.SIGKILL)
         until_sync(lambda: completed(place) >= JOBS // 2, within_s=JOBS)
