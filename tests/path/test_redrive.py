@@ -5,7 +5,7 @@ import json
 import sys
 import time
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -578,8 +578,14 @@ async def test_jobs_that_fail_again_at_once_do_not_keep_it_busy(kit: Kit) -> Non
 
 
 async def test_what_was_said_yes_to_is_done_whole(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also the stale copies behind the last job, and where the plan holds nothing else."""
-    session = await failed(kit)
+    """Also the stale copies behind the last job, however long SQS takes it, and where the plan holds nothing else."""
+    session, send = await failed(kit), Queue.send
+
+    async def slowly(queue: Queue, out: Sequence[Outgoing]) -> list[EntryResult]:
+        await asyncio.sleep(0.3)
+        return await send(queue, out)
+
+    monkeypatch.setattr(Queue, "send", slowly)
     for _ in range(2):
         await kit.pipeline.send_copy(kit.body(session), "InvalidParameter", row=session)
     monkeypatch.setattr(ops, "BATCH", 1)

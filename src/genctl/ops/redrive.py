@@ -215,9 +215,12 @@ class Redrive:
         return self.done
 
     async def _lanes(self, most: int | None, advance: Advance, *, look_on: bool = False) -> None:
-        """Redrive batches until the end of the pass or of `most`, several at once."""
+        """Redrive batches until the end of the pass, several at once; until the end of `most` one by one.
+
+        A batch may hold copies of a job that another is sending, and would take that for one more.
+        """
         self._left = ALL if most is None else most
-        lanes = [self._lane(advance, look_on=look_on) for _ in range(LANES)]
+        lanes = [self._lane(advance, look_on=look_on) for _ in range(LANES if most is None else 1)]
         for trouble in await asyncio.gather(*lanes, return_exceptions=True):
             if trouble is not None:
                 raise trouble
